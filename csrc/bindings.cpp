@@ -1,0 +1,21 @@
+// Every native operator, one line each: the table of contents of csrc/.
+//
+// These are the raw kernels. They live in the namespace `encoders_fast_native`, which exists only where this library
+// was compiled; the public operators, in `encoders_fast`, are defined from Python so that they exist everywhere.
+// A folder csrc/<op>/ registers its implementations itself, at the bottom of cpu.cpp (key CPU) and cuda.cu (key CUDA).
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(encoders_fast_native, library) {
+  // How the libraries were built, as JSON: csrc/common/cpu/build_info.cpp and csrc/common/cuda/build_info.cu.
+  library.def("build_info() -> str");
+  library.def("cuda_build_info() -> str");
+
+  // scale multiplies the transform; normalized and rstd are empty without `keep`.
+  library.def("fourier_mixing(Tensor x, float scale) -> Tensor");
+  library.def(
+      "fourier_mixing_layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, float scale, bool keep)"
+      " -> (Tensor y, Tensor normalized, Tensor rstd)");
+  library.def(
+      "fourier_mixing_layer_norm_backward(Tensor dy, Tensor weight, Tensor normalized, Tensor rstd, float scale)"
+      " -> (Tensor dx, Tensor dweight, Tensor dbias)");
+}
