@@ -1,6 +1,25 @@
-"""Fast encoders: FNet's models and ops, with the names, checkpoints and numbers of Hugging Face transformers."""
+"""Fast encoders with the names, checkpoints and numbers of Hugging Face transformers.
 
+Ops and dispatch are here at once and need torch alone; a model's name loads transformers when it is first touched.
+"""
+
+from typing import Any
+
+from . import models
 from ._dispatch import Backend, explain, register_backend, use_backend
 from .ops import fourier_mixing, fourier_mixing_layer_norm
 
+__version__ = "0.1.0.dev0"
+
 __all__ = ["Backend", "explain", "fourier_mixing", "fourier_mixing_layer_norm", "register_backend", "use_backend"]
+__all__ += [name for name in models.__all__ if name != "FAMILIES"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(models, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

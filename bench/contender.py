@@ -1,0 +1,63 @@
+"""What a bench case is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Expected(NamedTuple):
+    """One output as it should be."""
+
+    exact: Tensor
+    """In float64."""
+    allowed: float
+    """Largest relative L2 error against it."""
+
+
+class Target(NamedTuple):
+    """A contender has to be `at_least` times as fast as the one called `against`."""
+
+    against: str
+    at_least: float
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do what a case asks for."""
+
+    name: str
+    call: Callable[[], Any]
+    baseline: str | None = None
+    """The contender that the ratio is taken to."""
+    target: Target | None = None
+    bytes: float = 0
+    """That have to move from and to memory, whatever the algorithm."""
+    flops: float = 0
+    """Of the work that has to be done, whatever a contender really does: the faster has more of them per second."""
+    outputs: Callable[[Any], tuple[Tensor, ...]] = lambda result: (result,)
+    """What `call` returned -> the tensors to check."""
+    expected: tuple[Expected, ...] = ()
+    """One for each of these outputs."""
+    memory: bool = False
+    """Whether to measure the memory it needs beyond its arguments and its result."""
+    absent: str | None = None
+    """The sentence why it cannot run here."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question; its contenders answer it side by side, one after another, in every round."""
+
+    group: str
+    """Names a table: "fourier_mixing forward"."""
+    name: str
+    """Names a row of it: "(8, 512, 768)"."""
+    contenders: tuple[Contender, ...]
+    subject: str
+    """The contender whose times go into pytest-benchmark's own storage."""
+    grad: bool = False
+    """Whether autograd records. Elsewhere it is inference mode."""

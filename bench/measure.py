@@ -1,0 +1,126 @@
+"""Runs a case: check, warm up, then rounds in which every contender has its turn."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from bench.contender import Case, Contender
+from bench.verify import check
+from encoders_fast import _machine
+
+ROUNDS = (5, 200)
+"""Fewest and most."""
+
+
+def run(benchmark: Any, case: Case, seconds: float) -> dict[str, Any]:
+    """The case's record, as a result file holds it. `seconds` is about how long the timed rounds may take in all.
+
+    pytest-benchmark drives the rounds and stores the times of the case's subject; the others run in its untimed setup,
+    so that all share the same seconds of the machine. Each is timed by the same clock in the same way.
+    """
+    present = [contender for contender in case.contenders if contender.absent is None]
+    subject = next((contender for contender in present if contender.name == case.subject), present[-1])
+    others = [contender for contender in present if contender is not subject]
+    samples: dict[str, list[float]] = {contender.name: [] for contender in present}
+
+    def timed(contender: Contender) -> None:
+        start = time.perf_counter()
+        contender.call()
+        samples[contender.name].append(time.perf_counter() - start)
+
+    def others_turn() -> None:
+        # Another one begins each time, so that nobody always inherits the same neighbour's caches.
+        shift = len(samples[subject.name]) % max(1, len(others))
+        for contender in others[shift:] + others[:shift]:
+            timed(contender)
+
+    with quiet(case.grad):
+        errors = {contender.name: check(contender, contender.call()) for contender in present}
+        once = sum(warm_up(contender) for contender in present)
+        rounds = 1 if benchmark.disabled else min(max(int(seconds / once), ROUNDS[0]), ROUNDS[1])
+        load = _machine.OthersLoad()
+        benchmark.pedantic(lambda: timed(subject), setup=others_turn, rounds=rounds, iterations=1)
+        busy = load.share()
+        memory = {contender.name: extra_memory(contender) for contender in present if contender.memory}
+    record = {
+        "group": case.group,
+        "case": case.name,
+        "rounds": rounds,
+        "others_load": busy,
+        "contenders": [numbers(contender, samples, errors, memory) for contender in case.contenders],
+    }
+    benchmark.group = case.group
+    benchmark.extra_info.update(record)
+    return record
+
+
+@contextlib.contextmanager
+def quiet(grad: bool) -> Iterator[None]:
+    """No garbage collector between the clocks."""
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.enable_grad() if grad else torch.inference_mode():
+            yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def warm_up(contender: Contender) -> float:
+    """Seconds of one call, the second after the checked one."""
+    start = time.perf_counter()
+    contender.call()
+    return time.perf_counter() - start
+
+
+def extra_memory(contender: Contender) -> int | None:
+    """Bytes at the highest, beyond the arguments and the checked outputs."""
+    peak = _machine.peak_memory(contender.call)
+    if peak is None:
+        return None
+    return max(0, peak - sum(output.nbytes for output in contender.outputs(contender.call())))
+
+
+def numbers(
+    contender: Contender,
+    samples: dict[str, list[float]],
+    errors: dict[str, tuple[float, float]],
+    memory: dict[str, int | None],
+) -> dict[str, Any]:
+    """One contender's line of the record."""
+    if contender.absent is not None:
+        return {"name": contender.name, "absent": contender.absent}
+    times = samples[contender.name]
+    median = statistics.median(times)
+    line: dict[str, Any] = {"name": contender.name, "median": median, "spread": spread(times) / median}
+    if contender.baseline is not None and contender.baseline in samples:
+        line |= {"baseline": contender.baseline, "ratio": statistics.median(samples[contender.baseline]) / median}
+    if contender.target is not None and contender.target.against in samples:
+        against, at_least = contender.target
+        reached = statistics.median(samples[against]) / median
+        line["target"] = {"against": against, "at_least": at_least, "reached": reached, "met": reached >= at_least}
+    if contender.bytes:
+        line["gb_per_s"] = contender.bytes / median / 1e9
+    if contender.flops:
+        line["gflop_per_s"] = contender.flops / median / 1e9
+    line["error"], line["allowed_error"] = errors[contender.name]
+    if memory.get(contender.name) is not None:
+        line["extra_memory"] = memory[contender.name]
+    return line
+
+
+def spread(times: list[float]) -> float:
+    """Between the quartiles."""
+    if len(times) < 2:
+        return 0.0
+    first, _, third = statistics.quantiles(times, n=4, method="inclusive")
+    return third - first

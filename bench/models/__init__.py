@@ -1,0 +1,1 @@
+"""Benches of the models, one file for each family."""

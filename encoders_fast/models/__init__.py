@@ -1,0 +1,76 @@
+"""Encoders with the class names, checkpoints and numbers of Hugging Face transformers. Needs the extra `[models]`.
+
+Importing this package is cheap: transformers is loaded when the first name below is touched.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .auto import register_auto_classes
+    from .fnet import (
+        FNetConfig,
+        FNetForMaskedLM,
+        FNetForMultipleChoice,
+        FNetForNextSentencePrediction,
+        FNetForPreTraining,
+        FNetForPreTrainingOutput,
+        FNetForQuestionAnswering,
+        FNetForSequenceClassification,
+        FNetForTokenClassification,
+        FNetModel,
+        FNetPreTrainedModel,
+    )
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "fnet": (
+        "FNetConfig",
+        "FNetForMaskedLM",
+        "FNetForMultipleChoice",
+        "FNetForNextSentencePrediction",
+        "FNetForPreTraining",
+        "FNetForPreTrainingOutput",
+        "FNetForQuestionAnswering",
+        "FNetForSequenceClassification",
+        "FNetForTokenClassification",
+        "FNetModel",
+        "FNetPreTrainedModel",
+    ),
+}
+"""Module of this package -> the public names in it. The module is named after transformers' `model_type`."""
+
+_MODULES = {name: family for family, names in FAMILIES.items() for name in names}
+_MODULES["register_auto_classes"] = "auto"
+
+__all__ = [
+    "FAMILIES",
+    "FNetConfig",
+    "FNetForMaskedLM",
+    "FNetForMultipleChoice",
+    "FNetForNextSentencePrediction",
+    "FNetForPreTraining",
+    "FNetForPreTrainingOutput",
+    "FNetForQuestionAnswering",
+    "FNetForSequenceClassification",
+    "FNetForTokenClassification",
+    "FNetModel",
+    "FNetPreTrainedModel",
+    "register_auto_classes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if importlib.util.find_spec("transformers") is None:
+        raise ImportError(f"{name} needs transformers, which is not installed: pip install 'encoders-fast[models]'")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value  # the next access finds it without coming here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,74 @@
+"""The Auto classes of transformers, on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import transformers
+
+from . import FAMILIES
+
+_AUTO_CLASSES = {
+    "Model": "AutoModel",
+    "ForPreTraining": "AutoModelForPreTraining",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForNextSentencePrediction": "AutoModelForNextSentencePrediction",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForMultipleChoice": "AutoModelForMultipleChoice",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+}
+
+
+def register_auto_classes(*families: str) -> Callable[[], None]:
+    """Make transformers' Auto classes, and so its pipelines, build this library's models.
+
+    From then on `AutoModelForMaskedLM.from_pretrained("google/fnet-base")` gives an `encoders_fast.FNetForMaskedLM`.
+
+    Args:
+        families: model types, "fnet"; all that this library has where none is given.
+
+    Returns: a function that takes the registration back.
+
+    Raises: ValueError for a model type that this library does not have.
+    """
+    unknown = [family for family in families if family not in FAMILIES]
+    if unknown:
+        raise ValueError(f"no models for {', '.join(unknown)}; there are {', '.join(FAMILIES)}")
+    undo: list[Callable[[], None]] = []
+    for family in families or FAMILIES:
+        undo.extend(_register(family))
+
+    def unregister() -> None:
+        while undo:
+            undo.pop()()
+
+    return unregister
+
+
+def _register(family: str) -> list[Callable[[], None]]:
+    models = __import__(f"{__package__}.{family}", fromlist=["*"])
+    name = next(name for name in FAMILIES[family] if name.endswith("Config"))
+    prefix, ours, stock = name.removesuffix("Config"), getattr(models, name), getattr(transformers, name)
+    undo = [_put(transformers.AutoConfig, transformers.models.auto.configuration_auto.CONFIG_MAPPING, family, ours)]
+    for suffix, auto_name in _AUTO_CLASSES.items():
+        model = getattr(models, prefix + suffix, None)
+        if model is not None:
+            auto: Any = getattr(transformers, auto_name)
+            undo += [_put(auto, auto._model_mapping, config, model) for config in (ours, stock)]
+    return undo
+
+
+def _put(auto: Any, mapping: Any, key: Any, value: Any) -> Callable[[], None]:
+    """Register key -> value with an Auto class; returns what brings the earlier state back."""
+    earlier = mapping._extra_content.get(key)
+    auto.register(key, value, exist_ok=True)
+
+    def undo() -> None:
+        if earlier is None:
+            del mapping._extra_content[key]
+        else:
+            mapping._extra_content[key] = earlier
+
+    return undo

@@ -1,0 +1,30 @@
+import pydoc_data.topics
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[str]:
+    """English that every Python carries."""
+    return " ".join(pydoc_data.topics.topics["assignment"].split()).split(". ")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(sentences):
+    """FNet's own kind of tokenizer, trained on the spot: 200 pieces."""
+    special = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+    unigram = Tokenizer(models.Unigram())
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
+    unigram.train_from_iterator(sentences, trainer)
+    pieces = sorted(unigram.get_vocab().items(), key=lambda item: item[1])
+    scores = [(piece, 0.0 if i < len(special) else -float(i)) for i, (piece, _) in enumerate(pieces)]
+    return transformers.FNetTokenizer(vocab=scores, model_max_length=64)

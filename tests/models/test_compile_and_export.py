@@ -1,0 +1,180 @@
+"""torch.compile in one graph, torch.export, and ONNX files that run elsewhere."""
+
+import copy
+import shutil
+import warnings
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch.export import Dim
+
+import encoders_fast.models as ours
+from encoders_fast._dispatch import record
+from encoders_fast.models import inputs as input_checks
+from tests.closeness import assert_as_good_as, relative_error
+from tests.models.model_cases import MODELS, batch, config, exact, pair, randomize, tensors
+
+OP = torch.ops.encoders_fast.fourier_mixing_layer_norm.default
+
+
+@pytest.fixture
+def _compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def _compiled(model, **options):
+    return torch.compile(model, fullgraph=True, **options)
+
+
+@pytest.mark.usefixtures("_compiler")
+@pytest.mark.parametrize("name", MODELS)
+def test_one_graph(name):
+    """aot_eager: everything of torch.compile but the generated code. Losses and gradients too."""
+    _, model = pair(name)
+    twin = copy.deepcopy(model).train()
+    inputs = batch(name, model.config, labels="For" in name)
+    compiled = _compiled(twin, backend="aot_eager")
+    outputs = [each(**inputs, output_hidden_states=True) for each in (model.train(), compiled)]
+    for (key, value), (_, expected) in zip(tensors(outputs[1]), tensors(outputs[0]), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4, msg=key)
+    for output in outputs:
+        (output.loss if "For" in name else output.last_hidden_state.square().mean()).backward()
+    for (key, parameter), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if parameter.grad is not None:
+            torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated:DeprecationWarning")  # inductor's own
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
+@pytest.mark.usefixtures("_compiler")
+def test_inductor():
+    """Generated code, several lengths with one graph."""
+    stock, model = pair("FNetModel", num_hidden_layers=1)
+    compiled = _compiled(model, dynamic=True)
+    with torch.no_grad():
+        for B, T in ((2, 12), (3, 20), (2, 33)):
+            inputs = batch("FNetModel", model.config, B=B, T=T)
+            with record() as calls:
+                output = compiled(**inputs)
+            assert len(calls) == model.config.num_hidden_layers
+            plain, right = (each(**inputs).last_hidden_state for each in (stock, exact(stock)))
+            assert_as_good_as(output.last_hidden_state, plain, right)
+
+
+@pytest.mark.usefixtures("_compiler")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_one_graph_in_half_precision(dtype):
+    _, model = pair("FNetForMaskedLM", dtype)
+    inputs = batch("FNetForMaskedLM", model.config)
+    compiled = _compiled(model, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.usefixtures("_compiler")
+def test_compiled_model_warns_of_a_mask(monkeypatch):
+    monkeypatch.setattr(input_checks, "_warned", set())
+    model = ours.FNetModel(config("FNetModel")).eval()
+    compiled = _compiled(model, backend="eager")
+    inputs = batch("FNetModel", model.config)
+    with pytest.warns(UserWarning, match="FNet mixes all tokens"):
+        compiled(**inputs, attention_mask=torch.ones_like(inputs["input_ids"]))
+
+
+def _dynamic(inputs):
+    B, T = Dim("B", min=1, max=64), Dim("T", min=1, max=64)
+    return {name: {0: B, value.dim() - 1: T} for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize("name", ["FNetForPreTraining", "FNetForMultipleChoice", "FNetForQuestionAnswering"])
+def test_export(name):
+    """One node per layer, in a program for every batch and length."""
+    _, model = pair(name)
+    inputs = batch(name, model.config)
+    program = torch.export.export(model, (), inputs, dynamic_shapes=_dynamic(inputs))
+    assert [node.target for node in program.graph.nodes].count(OP) == model.config.num_hidden_layers
+    for B, T in ((2, 12), (3, 7), (1, 64)):
+        inputs = batch(name, model.config, B=B, T=T)
+        with torch.no_grad():
+            for (key, value), (_, expected) in zip(
+                tensors(program.module()(**inputs)), tensors(model(**inputs)), strict=True
+            ):
+                torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5, msg=key)
+
+
+def _onnx(model, inputs, path, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, of things it deprecates in itself
+        program = torch.onnx.export(model, (), kwargs=inputs, dynamo=True, verbose=False, **options)
+    program.save(path)
+    return program
+
+
+def _run(path, inputs):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = {each.name: inputs[each.name].numpy() for each in session.get_inputs()}
+    return [torch.from_numpy(np.asarray(value)) for value in session.run(None, feed)]
+
+
+def test_onnx(tmp_path):
+    """Standard operators only, any batch and length, float32's precision."""
+    name = "FNetForPreTraining"
+    stock, model = pair(name)
+    inputs = batch(name, model.config)
+    program = _onnx(model, inputs, tmp_path / "model.onnx", dynamic_shapes=_dynamic(inputs))
+    nodes = list(program.model.graph)
+    assert {node.domain for node in nodes} == {""}
+    assert not {node.op_type for node in nodes} & {"DFT", "STFT"}
+    # The matrices of the dynamic length are computed once, not once a layer.
+    assert [node.op_type for node in nodes].count("Cos") == 1
+    for B, T in ((2, 12), (3, 7), (1, 1), (1, 64)):
+        inputs = batch(name, model.config, B=B, T=T)
+        with torch.no_grad():
+            outputs, theirs, right = (list(tensors(each(**inputs))) for each in (model, stock, exact(stock)))
+        values = _run(tmp_path / "model.onnx", inputs)
+        assert len(values) == len(outputs)
+        for value, (_, plain), (_, truth) in zip(values, theirs, right, strict=True):
+            # Matrix products sum T and D terms in a row where an FFT sums log T.
+            assert_as_good_as(value, plain, truth, factor=4)
+
+
+def test_onnx_keeps_precision_at_long_lengths(tmp_path):
+    """The products j k of a long transform reach 10^7: angles made of them in float32 would be wrong in the third
+    digit. An odd width too, and the exported program instead of the model."""
+    options = {"hidden_size": 31, "max_position_embeddings": 3001, "num_hidden_layers": 1}
+    model = ours.FNetModel(config("FNetModel", **options)).eval()
+    randomize(model)
+    inputs = {"input_ids": torch.randint(0, 99, (1, 3001))}
+    program = torch.export.export(model, (), inputs, dynamic_shapes={"input_ids": {1: Dim("T", min=1, max=3001)}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(program, dynamo=True, verbose=False).save(tmp_path / "model.onnx")
+    with torch.no_grad():
+        right = copy.deepcopy(model).double()(**inputs).last_hidden_state
+    assert relative_error(_run(tmp_path / "model.onnx", inputs)[0], right) < 3e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_onnx_form_in_half_precision(dtype):
+    """Not every runtime has bfloat16, so the form itself is compared, as torch runs it."""
+    from encoders_fast.ops import fourier_mixing, fourier_mixing_layer_norm
+    from encoders_fast.ops.fourier_mixing import onnx
+
+    for B, T, D in ((2, 5, 8), (1, 1, 1), (3, 8, 5), (2, 3, 2)):
+        x, weight, bias = torch.randn(B, T, D).to(dtype), torch.randn(D).to(dtype), torch.randn(D).to(dtype)
+        for norm in ("backward", "ortho"):
+            mixed = onnx.fourier_mixing(x, norm, None)
+            assert mixed.dtype == dtype
+            assert relative_error(mixed, fourier_mixing(x.double(), norm)) < torch.finfo(dtype).eps
+            if D < 3:
+                continue  # a LayerNorm over one or two numbers only knows their order
+            y, normalized, rstd = onnx.fourier_mixing_layer_norm(x, weight, bias, 1e-12, norm, True, None)
+            right = fourier_mixing_layer_norm(x.double(), weight.double(), bias.double(), 1e-12, norm)
+            assert relative_error(y, right) < torch.finfo(dtype).eps
+            s = x.double() + fourier_mixing(x.double(), norm)
+            torch.testing.assert_close(rstd.double(), (s.var(-1, unbiased=False) + 1e-12).rsqrt(), rtol=1e-5, atol=0)
+            assert normalized.dtype == dtype
