@@ -56,8 +56,8 @@ Tensor padded(const Tensor& parameter, int64_t width) {
 struct Batch {
   Sample first;
   int64_t size;
-  float* dweight = nullptr;  // [chunks][stride], zeros at first, for `gradient`
-  float* dbias = nullptr;
+  double* dweight = nullptr;  // [workers][stride], zeros at first, for `gradient`
+  double* dbias = nullptr;
   int64_t parameter_stride = 0;
 
   Sample sample(int64_t b) const {
@@ -185,15 +185,16 @@ std::tuple<Tensor, Tensor, Tensor> normalize(
   return {y, normalized, rstd};
 }
 
-// Sum over the chunks' rows, in their order: the same bits every time.
-Tensor parameter_gradient(const float* parts, int64_t chunks, int64_t stride, const Tensor& like) {
-  Tensor wide = floats(like, like.size(0));
-  float* total = wide.mutable_data_ptr<float>();
+// Sum over the workers' parts, in their order: the same bits every time.
+Tensor parameter_gradient(const double* parts, int64_t workers, int64_t stride, const Tensor& like) {
+  Tensor sums = floats(like, like.size(0));
+  float* to = sums.mutable_data_ptr<float>();
   for (int64_t i = 0; i < like.size(0); i++) {
-    total[i] = 0;
-    for (int64_t chunk = 0; chunk < chunks; chunk++) total[i] += parts[chunk * stride + i];
+    double total = 0;
+    for (int64_t worker = 0; worker < workers; worker++) total += parts[worker * stride + i];
+    to[i] = float(total);
   }
-  return torch::stable::to(wide, like.scalar_type());
+  return torch::stable::to(sums, like.scalar_type());
 }
 
 std::tuple<Tensor, Tensor, Tensor> normalize_backward(
@@ -206,15 +207,15 @@ std::tuple<Tensor, Tensor, Tensor> normalize_backward(
   batch.first.weight = wide_weight.const_data_ptr<float>();
   batch.first.normalized = const_cast<void*>(normalized.const_data_ptr());
   batch.first.rstd = const_cast<float*>(rstd.const_data_ptr<float>());
-  const int64_t chunks = workers_for(batch);
-  batch.parameter_stride = dy.size(2) + 16;
-  Tensor parts = floats(dy, 2 * chunks * batch.parameter_stride);
-  batch.dweight = parts.mutable_data_ptr<float>();
-  batch.dbias = batch.dweight + chunks * batch.parameter_stride;
-  std::fill_n(batch.dweight, 2 * chunks * batch.parameter_stride, 0.0f);
+  const int64_t workers = workers_for(batch), stride = dy.size(2) + 16;
+  Tensor parts = torch::stable::new_empty(dy, {2 * workers * stride}, ScalarType::Double);
+  batch.parameter_stride = stride;
+  batch.dweight = parts.mutable_data_ptr<double>();
+  batch.dbias = batch.dweight + workers * stride;
+  std::fill_n(batch.dweight, 2 * workers * stride, 0.0);
   run(batch, kernels_for(batch), dy);
-  return {dx, parameter_gradient(batch.dweight, chunks, batch.parameter_stride, weight),
-          parameter_gradient(batch.dbias, chunks, batch.parameter_stride, weight)};
+  return {dx, parameter_gradient(batch.dweight, workers, stride, weight),
+          parameter_gradient(batch.dbias, workers, stride, weight)};
 }
 
 }  // namespace

@@ -40,13 +40,14 @@ struct Sample {
 //   fold     item t <= tokens / 2: rows t and -t of x, folded onto half the columns of `spectrum`
 //   columns  item g: transforms over the tokens, in place, of one group of columns
 //   rows     item g: transforms over the width of some rows, and the rows of y that come from them
-// `scratch` belongs to the thread. `dweight` and `dbias` [width] are added to by `gradient`'s fold.
+// `scratch` belongs to the thread. `gradient`'s fold adds to `dweight` and
+// `dbias` [width], in float64: a sum over thousands of rows would lose digits otherwise.
 struct Kernels {
   int64_t (*column_groups)(const Sample&);
   int64_t (*row_items)(const Sample&);
   int64_t (*spectrum_floats)(const Sample&);
   int64_t (*scratch_floats)(const Sample&);
-  void (*fold)(const Sample&, float* spectrum, float* scratch, float* dweight, float* dbias, int64_t begin, int64_t end);
+  void (*fold)(const Sample&, float* spectrum, float* scratch, double* dweight, double* dbias, int64_t begin, int64_t end);
   void (*columns)(const Sample&, float* spectrum, float* scratch, int64_t begin, int64_t end);
   void (*rows)(const Sample&, const float* spectrum, float* scratch, int64_t begin, int64_t end);
 };

@@ -61,8 +61,8 @@ def fold_choices(inputs: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
         raise ValueError(f"{name} must be {wanted}; its shape is {tuple(tensor.shape)}")
     folded = dict(inputs)
     for key in ("input_ids", "attention_mask", "token_type_ids", "position_ids"):
-        if inputs.get(key) is not None:
-            folded[key] = inputs[key].reshape(-1, inputs[key].shape[-1])
+        if inputs.get(key) is not None and inputs[key].dim() > 1:
+            folded[key] = inputs[key].flatten(0, -2)
     if name == "inputs_embeds":
         folded[name] = tensor.flatten(0, 1)
     return tensor.shape[0], tensor.shape[1], folded
