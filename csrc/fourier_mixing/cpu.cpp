@@ -5,8 +5,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <optional>
 #include <tuple>
+#include <vector>
 
 #include "common/cpu/instruction_set.h"
 #include "fourier_mixing/cpu_kernels.h"
@@ -42,14 +42,18 @@ Tensor floats(const Tensor& like, int64_t count) {
   return torch::stable::new_empty(like, {count}, ScalarType::Float);
 }
 
+// Through the dispatcher only where there is something to do: each such call costs 2 us.
+Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 // A [width] parameter as float32, with zeros behind it to the end of a vector of any instruction set.
-Tensor padded(const Tensor& parameter, int64_t width) {
-  const Tensor wide = torch::stable::contiguous(torch::stable::to(parameter, ScalarType::Float));
-  Tensor out = floats(parameter, width + 16);
-  float* to = out.mutable_data_ptr<float>();
-  std::copy_n(wide.const_data_ptr<float>(), width, to);
-  std::fill_n(to + width, 16, 0.0f);
-  return out;
+std::vector<float> padded(const Tensor& parameter, int64_t width) {
+  const bool wide = parameter.scalar_type() == ScalarType::Float;
+  const Tensor from = dense(wide ? parameter : torch::stable::to(parameter, ScalarType::Float));
+  std::vector<float> to(width + 16);
+  std::copy_n(from.const_data_ptr<float>(), width, to.begin());
+  return to;
 }
 
 // [batch, tokens, width] samples, all as `first`, one after the other in memory.
@@ -81,6 +85,7 @@ int64_t workers_for(const Batch& batch) {
 
 template <typename Function>
 void on_each_worker(int64_t workers, Function function) {
+  if (workers == 1) return function(0);
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; worker++) function(worker);
   });
@@ -160,7 +165,7 @@ const Kernels& kernels_for(const Batch& batch) {
 }
 
 Tensor mix(const Tensor& input, double scale) {
-  const Tensor x = torch::stable::contiguous(input);
+  const Tensor x = dense(input);
   Tensor y = torch::stable::empty_like(x);
   const Plans plans(x);
   const Batch batch = batch_of(Mode::mix, x, y, plans, scale);
@@ -170,15 +175,15 @@ Tensor mix(const Tensor& input, double scale) {
 
 std::tuple<Tensor, Tensor, Tensor> normalize(
     const Tensor& input, const Tensor& weight, const Tensor& bias, double eps, double scale, bool keep) {
-  const Tensor x = torch::stable::contiguous(input);
+  const Tensor x = dense(input);
   Tensor y = torch::stable::empty_like(x);
   Tensor normalized = keep ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0});
   Tensor rstd = keep ? torch::stable::new_empty(x, {x.size(0), x.size(1)}, ScalarType::Float) : floats(x, 0);
-  const Tensor wide_weight = padded(weight, x.size(2)), wide_bias = padded(bias, x.size(2));
+  const std::vector<float> wide_weight = padded(weight, x.size(2)), wide_bias = padded(bias, x.size(2));
   const Plans plans(x);
   Batch batch = batch_of(Mode::normalize, x, y, plans, scale);
-  batch.first.weight = wide_weight.const_data_ptr<float>();
-  batch.first.bias = wide_bias.const_data_ptr<float>();
+  batch.first.weight = wide_weight.data();
+  batch.first.bias = wide_bias.data();
   batch.first.eps = float(eps);
   if (keep) batch.first.normalized = normalized.mutable_data_ptr(), batch.first.rstd = rstd.mutable_data_ptr<float>();
   run(batch, kernels_for(batch), x);
@@ -199,12 +204,12 @@ Tensor parameter_gradient(const double* parts, int64_t workers, int64_t stride, 
 
 std::tuple<Tensor, Tensor, Tensor> normalize_backward(
     const Tensor& gradient, const Tensor& weight, const Tensor& normalized_, const Tensor& rstd_, double scale) {
-  const Tensor dy = torch::stable::contiguous(gradient), normalized = torch::stable::contiguous(normalized_);
-  const Tensor rstd = torch::stable::contiguous(rstd_), wide_weight = padded(weight, dy.size(2));
+  const Tensor dy = dense(gradient), normalized = dense(normalized_), rstd = dense(rstd_);
+  const std::vector<float> wide_weight = padded(weight, dy.size(2));
   Tensor dx = torch::stable::empty_like(dy);
   const Plans plans(dy);
   Batch batch = batch_of(Mode::gradient, dy, dx, plans, scale);
-  batch.first.weight = wide_weight.const_data_ptr<float>();
+  batch.first.weight = wide_weight.data();
   batch.first.normalized = const_cast<void*>(normalized.const_data_ptr());
   batch.first.rstd = const_cast<float*>(rstd.const_data_ptr<float>());
   const int64_t workers = workers_for(batch), stride = dy.size(2) + 16;

@@ -1,7 +1,8 @@
 """The op against its float64 reference, every backend of its tables.
 
-Shapes sit at the borders of the CPU kernel: lanes are 4, 8 or 16, a group of columns or rows is twice as wide, widths that
-are a multiple of the lanes take another path over the width, and lengths with a prime factor above 7 another transform.
+Shapes sit at the borders of the CPU kernel: lanes are 4, 8 or 16, a group of columns or rows is twice as wide, widths
+that are a multiple of the lanes take another path over the width, and lengths with a prime factor above 7 another
+transform.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def sample(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
 
 def parameters(width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return (1 + torch.randn(width, generator=generator) / 2).to(dtype), torch.randn(width, generator=generator).to(dtype)
+    return (1 + torch.randn(width, generator=generator) / 2).to(dtype), torch.randn(width, generator=generator).to(
+        dtype
+    )
 
 
 def needs(op: str, backend: str, *args: Tensor) -> None:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ... import _dispatch
-from ..._op import op
+from ..._op import Derivatives, op
 from .checks import check, check_layer_norm
 
-# ---- fourier_mixing ---------------------------------------------------------------------------------------------------
+# ---- fourier_mixing
 
 
 def _mix_forward(x: Tensor, norm: str, backend: str | None) -> Tensor:
@@ -44,30 +44,26 @@ def _mix_jvp(ctx: Any, dx: Tensor | None, *_: Any) -> Tensor | None:
     return None if dx is None else mixing_op(dx, ctx.norm, ctx.backend)
 
 
-def _mix_vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, norm: str, backend: str | None) -> Any:
+def _mix_vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, norm: str, backend: str | None) -> Any:
     x = x.movedim(in_dims[0], 0)
-    y = mixing_op(x.flatten(0, 1), norm, backend)
-    return y.unflatten(0, x.shape[:2]), 0
+    return mixing_op(x.flatten(0, 1), norm, backend).unflatten(0, x.shape[:2]), 0
 
 
 mixing_op = op(
     "fourier_mixing(Tensor x, str norm, str? backend) -> Tensor",
     forward=_mix_forward,
     fake=_mix_fake,
-    save=_mix_save,
-    backward=_mix_backward,
-    vmap=_mix_vmap,
-    jvp=_mix_jvp,
+    derivatives=Derivatives(save=_mix_save, backward=_mix_backward, jvp=_mix_jvp, vmap=_mix_vmap),
 )
 
 
-# ---- fourier_mixing_layer_norm ----------------------------------------------------------------------------------------
+# ---- fourier_mixing_layer_norm
 
 
 def _layer_norm_forward(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, norm: str, keep: bool, backend: str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (y, normalized, rstd): [B, T, D], [B, T, D] in x's dtype and [B, T]; the last two empty without `keep`."""
+    """Returns y and normalized [B, T, D] in x's dtype and rstd [B, T], the last two empty without `keep`."""
     check_layer_norm(x, weight, bias, eps, norm)
     row = _dispatch.choose("fourier_mixing_layer_norm", backend, x.device, (x.dtype, weight.dtype), (x.shape[2],))
     if x.shape[0] == 0:
@@ -161,26 +157,19 @@ def _backward_fake(
 
 
 def _layer_norm_vmap(
-    info: Any,
-    in_dims: tuple[int | None, ...],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    norm: str,
-    keep: bool,
-    backend: str | None,
-) -> Any:
-    if in_dims[1] is None and in_dims[2] is None and in_dims[0] is not None:
+    info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor, *rest: Any
+) -> tuple[tuple[Tensor, ...], int]:
+    if in_dims[:3] == (in_dims[0], None, None):
         x = x.movedim(in_dims[0], 0)
-        outputs = layer_norm_op(x.flatten(0, 1), weight, bias, eps, norm, keep, backend)
-        return tuple(t.unflatten(0, x.shape[:2]) if t.numel() else t.expand(info.batch_size, 0) for t in outputs), 0
-    dims = [None if dim is None else dim for dim in in_dims[:3]]
-    pick = [
-        [t if dim is None else t.select(dim, i) for t, dim in zip((x, weight, bias), dims, strict=True)]
-        for i in range(info.batch_size)
-    ]
-    outputs = [layer_norm_op(*tensors, eps, norm, keep, backend) for tensors in pick]
+        y, *kept = layer_norm_op(x.flatten(0, 1), weight, bias, *rest)
+        batched = [t.unflatten(0, x.shape[:2]) if t.numel() else t.expand(info.batch_size, 0) for t in (y, *kept)]
+        return tuple(batched), 0
+    outputs = []
+    for i in range(info.batch_size):  # each with a weight or bias of its own
+        tensors = [
+            t if dim is None else t.select(dim, i) for t, dim in zip((x, weight, bias), in_dims[:3], strict=True)
+        ]
+        outputs.append(layer_norm_op(*tensors, *rest))
     return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True)), 0
 
 
@@ -189,10 +178,9 @@ layer_norm_op = op(
     " -> (Tensor y, Tensor normalized, Tensor rstd)",
     forward=_layer_norm_forward,
     fake=_layer_norm_fake,
-    save=_layer_norm_save,
-    backward=_layer_norm_backward,
-    vmap=_layer_norm_vmap,
-    jvp=_layer_norm_jvp,
+    derivatives=Derivatives(
+        save=_layer_norm_save, backward=_layer_norm_backward, jvp=_layer_norm_jvp, vmap=_layer_norm_vmap
+    ),
 )
 layer_norm_backward_op = op(
     "fourier_mixing_layer_norm_backward(Tensor dy, Tensor weight, Tensor normalized, Tensor rstd, str norm,"

@@ -49,11 +49,14 @@ def check(x: Tensor, norm: str) -> None:
 
 def check_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, norm: str) -> None:
     check(x, norm)
+    width, device = x.shape[2:], x.device
     for name, parameter in (("weight", weight), ("bias", bias)):
         check_dtype(name, parameter)
-        if parameter.dim() != 1 or parameter.shape[0] != x.shape[2]:
-            raise ValueError(f"{name} {tuple(parameter.shape)} must be ({x.shape[2]},), the width of x {tuple(x.shape)}")
-        if parameter.device != x.device:
+        if parameter.shape != width:
+            raise ValueError(
+                f"{name} {tuple(parameter.shape)} must be ({x.shape[2]},), the width of x {tuple(x.shape)}"
+            )
+        if parameter.device != device:
             raise ValueError(f"{name} is on {parameter.device}, x is on {x.device}")
     if not eps >= 0:
         raise ValueError(f"eps must not be negative; it is {eps}")

@@ -69,7 +69,7 @@ def _scale(x: Tensor, norm: str) -> float:
     return 1.0 / math.sqrt(x.shape[1] * x.shape[2]) if norm == "ortho" else 1.0
 
 
-# ---- backends, each named after its file: csrc/fourier_mixing/cpu.cpp, ./reference.py --------------------------------
+# ---- backends, each named after its file: csrc/fourier_mixing/cpu.cpp, ./reference.py
 
 
 def _cpu_why_not(key: Key) -> str | None:
