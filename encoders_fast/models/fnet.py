@@ -73,11 +73,10 @@ class FNetEmbeddings(nn.Module):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         h = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        # What is the same in every sequence is looked up and added once, not once a sequence.
+        # What is the same for every sequence is looked up and added once, not once a sequence.
         positions = self.position_ids[:, : h.shape[1]] if position_ids is None else position_ids
         types = self.token_type_ids[:, :1] if token_type_ids is None else token_type_ids
-        h = h + self.token_type_embeddings(types)
-        h = h + self.position_embeddings(positions)
+        h = h + (self.token_type_embeddings(types) + self.position_embeddings(positions))
         return self.dropout(self.projection(self.LayerNorm(h)))
 
 
@@ -171,7 +170,6 @@ class FNetEncoder(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.layer = nn.ModuleList([FNetLayer(config) for _ in range(config.num_hidden_layers)])
-        self.gradient_checkpointing = False
 
     def forward(self, h: Tensor, output_hidden_states: bool = False) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """The last hidden state, and all of them, the embeddings' first, where they are asked for."""
@@ -198,7 +196,11 @@ class FNetPooler(nn.Module):
 
 
 class FNetPreTrainedModel(PreTrainedModel):
-    """Base of all FNet models: initialization, and how checkpoints are loaded and saved."""
+    """Base of all FNet models: initialization, and how checkpoints are loaded and saved.
+
+    Trainer with gradient_accumulation_steps adds the batches' losses up, as it does with transformers' own FNet, which
+    takes `num_items_in_batch` and does not use it. For their mean, set `model.accepts_loss_kwargs = False`.
+    """
 
     config: FNetConfig
     config_class = FNetConfig

@@ -13,8 +13,10 @@ from torch.export import Dim
 import encoders_fast.models as ours
 from encoders_fast._dispatch import record
 from encoders_fast.models import inputs as input_checks
+from encoders_fast.ops import fourier_mixing, fourier_mixing_layer_norm
+from encoders_fast.ops.fourier_mixing import onnx
 from tests.closeness import assert_as_good_as, relative_error
-from tests.models.model_cases import MODELS, batch, config, exact, pair, randomize, tensors
+from tests.models.model_cases import MODELS, assert_outputs_as_good, batch, config, exact, pair, randomize, tensors
 
 OP = torch.ops.encoders_fast.fourier_mixing_layer_norm.default
 
@@ -135,12 +137,10 @@ def test_onnx(tmp_path):
     for B, T in ((2, 12), (3, 7), (1, 1), (1, 64)):
         inputs = batch(name, model.config, B=B, T=T)
         with torch.no_grad():
-            outputs, theirs, right = (list(tensors(each(**inputs))) for each in (model, stock, exact(stock)))
-        values = _run(tmp_path / "model.onnx", inputs)
-        assert len(values) == len(outputs)
-        for value, (_, plain), (_, truth) in zip(values, theirs, right, strict=True):
-            # Matrix products sum T and D terms in a row where an FFT sums log T.
-            assert_as_good_as(value, plain, truth, factor=4)
+            plain, right = stock(**inputs), exact(stock)(**inputs)
+        values = dict(zip(plain, _run(tmp_path / "model.onnx", inputs), strict=True))
+        # Matrix products sum T and D terms in a row where an FFT sums log T.
+        assert_outputs_as_good(values, plain, right, factor=4)
 
 
 def test_onnx_keeps_precision_at_long_lengths(tmp_path):
@@ -159,12 +159,27 @@ def test_onnx_keeps_precision_at_long_lengths(tmp_path):
     assert relative_error(_run(tmp_path / "model.onnx", inputs)[0], right) < 3e-6
 
 
+@pytest.mark.parametrize("norm", ["backward", "ortho"])
+def test_onnx_of_the_ops_alone(norm, tmp_path):
+    class Both(torch.nn.Module):
+        def forward(self, x):
+            return fourier_mixing(x, norm), fourier_mixing_layer_norm(x, weight, bias, 1e-5, norm)
+
+    weight, bias = torch.randn(9), torch.randn(9)
+    x = torch.randn(2, 5, 9)
+    _onnx(Both(), {"x": x}, tmp_path / "model.onnx", dynamic_shapes={"x": {0: Dim("B"), 1: Dim("T")}})
+    for shape in ((2, 5, 9), (3, 8, 9), (1, 1, 9)):
+        x = torch.randn(shape)
+        values = _run(tmp_path / "model.onnx", {"x": x})
+        mixed = fourier_mixing(x.double(), norm)
+        normalized = fourier_mixing_layer_norm(x.double(), weight.double(), bias.double(), 1e-5, norm)
+        for value, right in zip(values, (mixed, normalized), strict=True):
+            assert relative_error(value, right) < 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_onnx_form_in_half_precision(dtype):
     """Not every runtime has bfloat16, so the form itself is compared, as torch runs it."""
-    from encoders_fast.ops import fourier_mixing, fourier_mixing_layer_norm
-    from encoders_fast.ops.fourier_mixing import onnx
-
     for B, T, D in ((2, 5, 8), (1, 1, 1), (3, 8, 5), (2, 3, 2)):
         x, weight, bias = torch.randn(B, T, D).to(dtype), torch.randn(D).to(dtype), torch.randn(D).to(dtype)
         for norm in ("backward", "ortho"):

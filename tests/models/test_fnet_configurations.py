@@ -9,8 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import encoders_fast.models as ours
-from tests.closeness import assert_as_good_as
-from tests.models.model_cases import TOKENS, batch, config, exact, pair, randomize, tensors
+from tests.models.model_cases import TOKENS, assert_outputs_as_good, batch, config, exact, pair, randomize
 
 CONFIGURATIONS = {
     "odd width": {"hidden_size": 33, "intermediate_size": 10},
@@ -37,8 +36,7 @@ ACTIVATIONS = ["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "si
 def _compare(stock, model, inputs):
     with torch.no_grad():
         theirs, output = (each(**inputs, output_hidden_states=True) for each in (stock, model))
-    for (_, value), (_, plain), (_, right) in zip(tensors(output), tensors(theirs), _truth(stock, inputs), strict=True):
-        assert_as_good_as(value, plain, right)
+    assert_outputs_as_good(output, theirs, _truth(stock, inputs))
 
 
 def _truth(stock, inputs):
@@ -48,7 +46,7 @@ def _truth(stock, inputs):
         plain.load_state_dict({k: v for k, v in stock.state_dict().items() if "dft_mat" not in k})
         stock = plain.eval()
     with torch.no_grad():
-        return tensors(exact(stock)(**inputs, output_hidden_states=True))
+        return exact(stock)(**inputs, output_hidden_states=True)
 
 
 @pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids=CONFIGURATIONS)

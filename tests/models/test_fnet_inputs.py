@@ -7,8 +7,7 @@ import torch
 
 import encoders_fast.models as ours
 from encoders_fast.models import inputs as input_checks
-from tests.closeness import assert_as_good_as
-from tests.models.model_cases import HEADS, MODELS, batch, config, exact, pair
+from tests.models.model_cases import HEADS, MODELS, assert_outputs_as_good, batch, config, exact, pair
 
 B, T, D = 2, 12, 32
 
@@ -46,15 +45,14 @@ def test_inputs(make):
         output, plain = model(**inputs), stock(**inputs)
         wide = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
         right = exact(stock)(**wide)
-    assert_as_good_as(output.last_hidden_state, plain.last_hidden_state, right.last_hidden_state)
-    assert_as_good_as(output.pooler_output, plain.pooler_output, right.pooler_output)
+    assert_outputs_as_good(output, plain, right)
 
 
 def test_embeddings_of_several_choices():
     stock, model = pair("FNetForMultipleChoice")
     inputs = {"inputs_embeds": torch.randn(B, 3, T, D), "position_ids": torch.randint(0, 64, (B, 3, T))}
     wide = inputs | {"inputs_embeds": inputs["inputs_embeds"].double()}
-    assert_as_good_as(model(**inputs).logits, stock(**inputs).logits, exact(stock)(**wide).logits)
+    assert_outputs_as_good(model(**inputs), stock(**inputs), exact(stock)(**wide))
 
 
 def test_inputs_are_left_as_they_were():

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import encoders_fast.models as ours
-from tests.closeness import assert_as_good_as
-from tests.models.model_cases import batch, config, exact, pair
+from tests.models.model_cases import assert_outputs_as_good, batch, config, exact, pair
 
 B, T = 2, 12
 
@@ -20,10 +19,10 @@ def _labels(kind, classes):
 
 def _assert_same_losses(stock, model, inputs):
     wide = {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
-    losses = [model(**inputs).loss, stock(**inputs).loss, exact(stock)(**wide).loss]
-    assert_as_good_as(*losses)
-    for loss in losses:
-        loss.backward()
+    outputs = [model(**inputs), stock(**inputs), exact(stock)(**wide)]
+    assert_outputs_as_good(*outputs)
+    for output in outputs:
+        output.loss.backward()
     for (key, parameter), theirs in zip(model.named_parameters(), stock.parameters(), strict=True):
         if theirs.grad is not None:
             torch.testing.assert_close(parameter.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=key)

@@ -93,13 +93,15 @@ class _Sentences(torch.utils.data.Dataset):
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": int(ids[0] > 50)}
 
 
-def _train(library, folder, **options):
+def _train(library, folder, batch_size=4, attributes=(), **options):
     torch.manual_seed(0)
     model = library.FNetForSequenceClassification(config("FNetForSequenceClassification", library, num_labels=2))
     randomize(model)
+    for name, value in attributes:
+        setattr(model, name, value)
     arguments = TrainingArguments(
         folder,
-        per_device_train_batch_size=4,
+        per_device_train_batch_size=batch_size,
         num_train_epochs=2,
         learning_rate=1e-3,
         logging_steps=1,
@@ -134,6 +136,19 @@ def test_trainer(options, tmp_path):
     loaded = transformers.FNetForSequenceClassification.from_pretrained(saved).eval()
     ids = torch.stack([_Sentences()[i]["input_ids"] for i in range(len(_Sentences()))])
     torch.testing.assert_close(loaded(ids).logits, torch.from_numpy(predictions), rtol=1e-4, atol=1e-4)
+
+
+def test_accumulated_gradients_are_means_on_request(tmp_path):
+    """By default, as with stock, Trainer takes the sum of the accumulated batches' mean losses."""
+
+    def weights(**options):
+        trainer, _ = _train(ours, tmp_path, optim="sgd", max_grad_norm=0.0, **options)
+        return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+    whole = weights(batch_size=8)
+    halves = weights(gradient_accumulation_steps=2, attributes=[("accepts_loss_kwargs", False)])
+    torch.testing.assert_close(halves, whole, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(weights(gradient_accumulation_steps=2), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_trainer_in_bfloat16(tmp_path):

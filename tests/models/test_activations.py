@@ -1,0 +1,55 @@
+"""What is written in place, and when: only into memory that nobody else can see, and without changing a dtype."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from encoders_fast.models.activations import activate, add_residual, overwritable
+
+
+@pytest.fixture
+def linear():
+    return nn.Linear(5, 7)
+
+
+@torch.no_grad()
+def test_values(linear):
+    x, residual = torch.randn(3, 5), torch.randn(3, 7)
+    before = residual.clone()
+    for function in (nn.GELU(), nn.GELU(approximate="tanh"), F.relu):
+        torch.testing.assert_close(activate(function, linear, x), function(linear(x)))
+    torch.testing.assert_close(add_residual(linear, linear(x), residual), linear(x) + residual)
+    assert torch.equal(residual, before)
+
+
+def test_memory(linear):
+    x, residual = torch.randn(3, 5), torch.randn(3, 7)
+    with torch.no_grad():
+        y = linear(x)
+        assert overwritable(linear, y)
+        assert add_residual(linear, y, residual).data_ptr() == y.data_ptr()
+    y = linear(x)
+    assert not overwritable(linear, y)
+    assert add_residual(linear, y, residual).data_ptr() != y.data_ptr()
+
+
+@torch.no_grad()
+def test_a_residual_of_another_dtype_promotes(linear):
+    """As under autocast on CUDA, where the LayerNorms before it give float32."""
+    y = linear(torch.randn(3, 5)).bfloat16()
+    assert add_residual(linear, y, torch.randn(3, 7)).dtype == torch.float32
+
+
+@torch.no_grad()
+def test_what_others_may_hold_is_left_alone(linear):
+    class Adapted(nn.Linear):
+        """A subclass may return what it keeps."""
+
+    y = linear(torch.randn(3, 5))
+    assert not overwritable(Adapted(5, 7), y)
+    everywhere = nn.modules.module.register_module_forward_hook(lambda *args: None)
+    assert not overwritable(linear, y)
+    everywhere.remove()
+    linear.register_forward_hook(lambda *args: None)
+    assert not overwritable(linear, y)
