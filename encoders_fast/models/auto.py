@@ -64,6 +64,7 @@ def _put(auto: Any, mapping: Any, key: Any, value: Any) -> Callable[[], None]:
     """Register key -> value with an Auto class; returns what brings the earlier state back."""
     earlier = mapping._extra_content.get(key)
     auto.register(key, value, exist_ok=True)
+    mapping._extra_content[key] = value  # in 5.17 `register` silently leaves out transformers' own configurations
 
     def undo() -> None:
         if earlier is None:
