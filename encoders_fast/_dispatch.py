@@ -65,6 +65,7 @@ _recordings: list[list[tuple[str, str]]] = []
 # One for the process, like torch's own switches: what is forced holds on autograd's threads too, and torch.compile
 # guards on a plain global.
 _forced: str | None = os.environ.get("ENCODERS_FAST_BACKEND") or None
+_requests: list[list[str | None]] = [[_forced]]  # one for every use_backend that is open, the outermost first
 
 
 def define(
@@ -121,11 +122,12 @@ def _first_without_refusal(op: str, backend: str | None, key: Key) -> Backend:
 def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """Which backend `op(*args)` would run on, and the refusals of all that cannot run it.
 
-    `op` is an op's name or its public function. Nothing is computed.
+    `op` is an op's name or its public function. Nothing is computed. Raises ValueError for an unknown op, and for bad
+    arguments what the op raises.
     """
-    name = op if isinstance(op, str) else op.__name__
+    name = op if isinstance(op, str) else getattr(op, "__name__", None)
     if name not in _tables:
-        raise ValueError(f"there is no op {name!r}; there are {', '.join(_tables)}")
+        raise ValueError(f"there is no op {op!r}; there are {', '.join(_tables)}")
     key = key_of(*_tables[name].statics(*args, **kwargs))
     refusals = {row.name: why for row in _tables[name].rows if (why := row.why_not(key)) is not None}
     able = [row.name for row in _tables[name].rows if row.name not in refusals]
@@ -151,29 +153,38 @@ def use_backend(name: str | None) -> Iterator[None]:
     known = {row.name for table in _tables.values() for row in table.rows}
     if name is not None and name not in known:
         raise ValueError(f"no op has a backend {name!r}; there are {', '.join(sorted(known))}")
-    outer, _forced = _forced, name
+    request: list[str | None] = [name]
+    _requests.append(request)
+    _forced = name
     try:
         yield
     finally:
-        _forced = outer
+        # Another thread may have opened its own meanwhile: take out this one, by identity, and let the latest rule.
+        _requests[:] = [other for other in _requests if other is not request]
+        _forced = _requests[-1][0]
 
 
 def register_backend(op: str, backend: Backend, *, first: bool = True) -> Callable[[], None]:
     """Add a backend to an op's table from outside; tests and benches that loop over the table then cover it.
 
     It goes before all others, or with `first=False` behind them. Returns a function that takes it out again. Raises
-    ValueError where the op is unknown or has a backend of that name.
+    ValueError where the op is unknown, has a backend of that name, or has gradients and the backend has no `backward`;
+    TypeError for what is not a Backend. A graph that was built on a backend needs it until its backward pass is done.
     """
     if op not in _tables:
         raise ValueError(f"there is no op {op!r}; there are {', '.join(_tables)}")
+    if not isinstance(backend, Backend):
+        raise TypeError(f"a backend is made by Backend(name, why_not, forward, backward); this is {backend!r}")
     rows = _tables[op].rows
+    if backend.backward is None and any(row.backward is not None for row in rows):
+        raise ValueError(f"{op}'s backends have a backward; {backend.name!r} has none")
     if any(row.name == backend.name for row in rows):
         raise ValueError(f"{op} already has a backend {backend.name!r}")
     rows.insert(0 if first else len(rows), backend)
     _chosen.clear()
 
     def remove() -> None:
-        rows.remove(backend)
+        rows[:] = [row for row in rows if row is not backend]
         _chosen.clear()
 
     return remove

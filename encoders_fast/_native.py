@@ -6,6 +6,7 @@ without the libraries everything runs on plain PyTorch, and `python -m encoders_
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,7 +51,18 @@ def _load_cuda() -> str | None:
     return _load("_cuda")
 
 
-missing: str | None = _load("_cpu")
+def _load_cpu() -> str | None:
+    reason = _load("_cpu")
+    if reason is None:
+        try:
+            torch.ops.encoders_fast_native.build_info()
+        except RuntimeError as error:  # ENCODERS_FAST_ISA is wrong; the sentence comes behind the place in the source
+            reason = str(error).splitlines()[0].rpartition("cpp:")[2].partition(", ")[2] or str(error)
+            warnings.warn(f"the native kernels are not used: {reason}", RuntimeWarning, stacklevel=2)
+    return reason
+
+
+missing: str | None = _load_cpu()
 cuda_missing: str | None = _load_cuda()
 
 

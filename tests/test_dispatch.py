@@ -43,8 +43,30 @@ def test_registered_backend_runs_first_and_leaves_again():
             register_backend("fourier_mixing", Backend("doubled", lambda key: None, doubled))
     finally:
         remove()
+    remove()  # once more does nothing
     assert explain(fourier_mixing, x).chosen != "doubled"
     assert not torch.equal(fourier_mixing(x), 2 * reference.fourier_mixing(x, "backward"))
+
+
+def test_backends_that_cannot_be_registered():
+    forward = reference.fourier_mixing_layer_norm
+    with pytest.raises(ValueError, match="fourier_mixing_layer_norm's backends have a backward; 'half' has none"):
+        register_backend("fourier_mixing_layer_norm", Backend("half", lambda key: None, forward))
+    with pytest.raises(TypeError, match="this is 'cpu'"):
+        register_backend("fourier_mixing", "cpu")
+    with pytest.raises(ValueError, match="there is no op 'softmax'"):
+        register_backend("softmax", Backend("half", lambda key: None, forward))
+
+
+def test_overlapping_use_on_two_threads_leaves_nothing_behind():
+    before = _dispatch.forced()
+    first, second = use_backend("reference"), use_backend("cpu")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert _dispatch.forced() == "cpu"
+    second.__exit__(None, None, None)
+    assert _dispatch.forced() == before
 
 
 def test_behind_all_others_it_runs_where_they_refuse():
@@ -104,8 +126,9 @@ def test_explain_prints_every_refusal():
     text = str(explain(fourier_mixing_layer_norm, x.double(), torch.ones(6), torch.zeros(6)))
     assert text.splitlines()[0] == "fourier_mixing_layer_norm: reference"
     assert "cpu: computes in float32" in text
-    with pytest.raises(ValueError, match="there is no op 'softmax'; there are fourier_mixing"):
-        explain("softmax", x)
+    for unknown in ("softmax", None, torch.nn.Identity()):
+        with pytest.raises(ValueError, match=r"there is no op .*; there are fourier_mixing"):
+            explain(unknown, x)
 
 
 @pytest.mark.parametrize(

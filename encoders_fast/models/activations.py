@@ -34,14 +34,15 @@ def activation(hidden_act: str | Callable[..., Any]) -> Callable[[Tensor], Tenso
     return ACT2FN[hidden_act]
 
 
-def overwritable(linear: nn.Module, output: Tensor) -> bool:
-    """True where nobody but the caller can hold `output`, which `linear` just returned: no autograd graph, no hook."""
-    return (
-        not output.requires_grad
-        and type(linear) is nn.Linear
-        and not linear._forward_hooks
-        and not hooks._global_forward_hooks
-    )
+def unobserved(*modules: nn.Module) -> bool:
+    """True where no hook sees what these modules take or return, so that their work may be fused."""
+    observed = hooks._global_forward_hooks or hooks._global_forward_pre_hooks
+    return not observed and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def overwritable(linear: nn.Module, output: Tensor, *passed: nn.Module) -> bool:
+    """True where nobody but the caller can hold `output`, which `linear` returned and the modules `passed` gave on."""
+    return not output.requires_grad and type(linear) is nn.Linear and unobserved(linear, *passed)
 
 
 def activate(function: Callable[[Tensor], Tensor], linear: nn.Module, x: Tensor) -> Tensor:
@@ -51,13 +52,13 @@ def activate(function: Callable[[Tensor], Tensor], linear: nn.Module, x: Tensor)
     50 MB of pages that the system would have to map.
     """
     y = linear(x)
-    if type(function) is nn.GELU and overwritable(linear, y):
+    if type(function) is nn.GELU and overwritable(linear, y, function):
         return torch.ops.aten.gelu_(y, approximate=function.approximate)
     return function(y)
 
 
-def add_residual(linear: nn.Module, y: Tensor, residual: Tensor) -> Tensor:
-    """`y + residual`, where y came from `linear`, in y's memory if that can be seen by nobody."""
-    if y.dtype == residual.dtype and overwritable(linear, y):
+def add_residual(linear: nn.Module, y: Tensor, residual: Tensor, *passed: nn.Module) -> Tensor:
+    """`y + residual`, where y came from `linear` through `passed`, in y's memory if that can be seen by nobody."""
+    if y.dtype == residual.dtype and overwritable(linear, y, *passed):
         return y.add_(residual)
     return y + residual

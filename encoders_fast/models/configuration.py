@@ -74,3 +74,9 @@ class FNetConfig(_CallableActivation, transformers.FNetConfig):
     model_type = "fnet"
     hidden_act: Any = "gelu_new"
     fourier_norm: str = "backward"
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        if output.get("fourier_norm") == "backward":  # transformers' own configuration has no such key
+            del output["fourier_norm"]
+        return output

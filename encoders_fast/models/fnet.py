@@ -21,10 +21,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.fnet.modeling_fnet import FNetForPreTrainingOutput
 
-from ..ops import fourier_mixing_layer_norm
+from ..ops import fourier_mixing, fourier_mixing_layer_norm
 from ..ops.fourier_mixing import onnx as _onnx  # noqa: F401  torch.onnx.export finds the op's ONNX form
 from . import tasks
-from .activations import activate, activation, add_residual
+from .activations import activate, activation, add_residual, unobserved
 from .configuration import FNetConfig
 from .inputs import check_tokens, warn_once
 from .language_heads import BertLanguageHead
@@ -92,6 +92,8 @@ class FNetFourierTransform(nn.Module):
         self.output = nn.Module()
         self.output.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.norm = getattr(config, "fourier_norm", "backward")
+        if self.norm not in ("backward", "ortho"):
+            raise ValueError(f'fourier_norm must be "backward" or "ortho"; it is {self.norm!r}')
         self.saved_matrices: dict[str, int] = {}
         if config.use_tpu_fourier_optimizations and config.max_position_embeddings <= 4096:
             self.saved_matrices = {
@@ -101,6 +103,8 @@ class FNetFourierTransform(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         layer_norm: Any = self.output.LayerNorm
+        if not unobserved(layer_norm):  # its hooks want to see it called
+            return layer_norm(h + fourier_mixing(h, self.norm))
         return fourier_mixing_layer_norm(h, layer_norm.weight, layer_norm.bias, layer_norm.eps, self.norm)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -142,7 +146,7 @@ class FNetOutput(nn.Module):
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
         y = self.dropout(self.dense(hidden))
-        return self.LayerNorm(add_residual(self.dense, y, residual))
+        return self.LayerNorm(add_residual(self.dense, y, residual, self.dropout))
 
 
 class FNetLayer(GradientCheckpointingLayer):

@@ -53,3 +53,28 @@ def test_what_others_may_hold_is_left_alone(linear):
     everywhere.remove()
     linear.register_forward_hook(lambda *args: None)
     assert not overwritable(linear, y)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "place", ["output.dense", "output.dropout", "intermediate.intermediate_act_fn", "fourier.output.LayerNorm"]
+)
+def test_hooks_see_what_they_see_without_fusing(place):
+    """A forward hook on any module of a layer gets its real output, and that output stays as it was."""
+    from encoders_fast.models import FNetConfig, FNetModel
+
+    config = FNetConfig(
+        vocab_size=30, hidden_size=16, intermediate_size=24, num_hidden_layers=1, max_position_embeddings=8
+    )
+    model = FNetModel(config).eval()
+    ids = torch.arange(6)[None]
+    plain = model(ids).last_hidden_state
+    seen = []
+
+    def keep(module, args, output):
+        seen.append((output, output.clone()))
+
+    model.encoder.layer[0].get_submodule(place).register_forward_hook(keep)
+    torch.testing.assert_close(model(ids).last_hidden_state, plain)
+    ((held, as_it_was),) = seen
+    assert torch.equal(held, as_it_was)

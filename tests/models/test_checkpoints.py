@@ -96,6 +96,16 @@ def test_loading_in_half_precision(tmp_path):
     assert torch.equal(loaded.fnet.embeddings.position_ids, torch.arange(64)[None])
 
 
+def test_buffers_that_are_not_saved_get_their_values():
+    """from_pretrained gives them memory without values, and _init_weights to fill it."""
+    model = ours.FNetModel(config("FNetModel"))
+    for buffer in model.embeddings.buffers():
+        buffer.fill_(7)
+    model._init_weights(model.embeddings)
+    assert torch.equal(model.embeddings.position_ids, torch.arange(64)[None])
+    assert torch.equal(model.embeddings.token_type_ids, torch.zeros(1, 64, dtype=torch.long))
+
+
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_tied_weights(name):
     stock, model = pair(name)

@@ -33,7 +33,7 @@ CONFIGURATIONS = {
 ACTIVATIONS = ["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "tanh", "quick_gelu", "relu2"]
 
 
-def _compare(stock, model, inputs):
+def _assert_as_stock(stock, model, inputs):
     with torch.no_grad():
         theirs, output = (each(**inputs, output_hidden_states=True) for each in (stock, model))
     assert_outputs_as_good(output, theirs, _truth(stock, inputs))
@@ -52,19 +52,19 @@ def _truth(stock, inputs):
 @pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_configuration(options):
     stock, model = pair("FNetForPreTraining", **options)
-    _compare(stock, model, batch("FNetForPreTraining", model.config, labels=True))
+    _assert_as_stock(stock, model, batch("FNetForPreTraining", model.config, labels=True))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation(name):
     stock, model = pair("FNetForMaskedLM", hidden_act=name)
-    _compare(stock, model, batch("FNetForMaskedLM", model.config))
+    _assert_as_stock(stock, model, batch("FNetForMaskedLM", model.config))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (2, 7), (1, 61), (2, 64), (5, 48)], ids=str)
 def test_length(shape):
     stock, model = pair("FNetModel")
-    _compare(stock, model, batch("FNetModel", model.config, B=shape[0], T=shape[1]))
+    _assert_as_stock(stock, model, batch("FNetModel", model.config, B=shape[0], T=shape[1]))
 
 
 @pytest.mark.parametrize("length", [1, 5, TOKENS, 64])
@@ -73,7 +73,7 @@ def test_tpu_options_give_the_right_transform_at_every_length(length):
     stock, model = pair("FNetModel")
     other = ours.FNetModel(config("FNetModel", use_tpu_fourier_optimizations=True, tpu_short_seq_length=TOKENS)).eval()
     other.load_state_dict(model.state_dict())
-    _compare(stock, other, batch("FNetModel", model.config, T=length))
+    _assert_as_stock(stock, other, batch("FNetModel", model.config, T=length))
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64])
@@ -82,7 +82,7 @@ def test_chunks_need_not_divide_the_length(chunk):
     stock, model = pair("FNetModel")
     chunked = ours.FNetModel(config("FNetModel", chunk_size_feed_forward=chunk)).eval()
     chunked.load_state_dict(model.state_dict())
-    _compare(stock, chunked, batch("FNetModel", model.config))
+    _assert_as_stock(stock, chunked, batch("FNetModel", model.config))
 
 
 @pytest.mark.parametrize("function", [F.relu, torch.tanh, lambda x: x * x.sigmoid()], ids=["relu", "tanh", "silu"])
@@ -92,7 +92,7 @@ def test_activation_by_callable(function):
     stock, _ = pair("FNetForMaskedLM", hidden_act=name)
     model = ours.FNetForMaskedLM(config("FNetForMaskedLM", hidden_act=function)).eval()
     model.load_state_dict(stock.state_dict())
-    _compare(stock, model, batch("FNetForMaskedLM", model.config))
+    _assert_as_stock(stock, model, batch("FNetForMaskedLM", model.config))
 
 
 def test_activation_with_parameters_is_part_of_the_model():

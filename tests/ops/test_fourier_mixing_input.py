@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from encoders_fast import explain
 from encoders_fast.ops import fourier_mixing, fourier_mixing_layer_norm
 
 x = torch.ones(2, 3, 4)
@@ -27,6 +28,8 @@ weight = torch.ones(4)
 def test_fourier_mixing(args, error, sentence):
     with pytest.raises(error, match=sentence):
         fourier_mixing(*args)
+    with pytest.raises(error, match=sentence):
+        explain(fourier_mixing, *args)
 
 
 @pytest.mark.parametrize(
@@ -40,9 +43,12 @@ def test_fourier_mixing(args, error, sentence):
         ((x, weight, weight.to("meta")), ValueError, "bias is on meta, x is on cpu"),
         ((x, weight, None), TypeError, "bias must be a tensor; it is NoneType"),
         ((x, weight, weight, -1e-5), ValueError, "eps must not be negative; it is -1e-05"),
+        ((x, weight, weight, "a"), TypeError, "eps must be a number; it is 'a'"),
         ((x, weight, weight, float("nan")), ValueError, "eps must not be negative; it is nan"),
     ],
 )
 def test_fourier_mixing_layer_norm(args, error, sentence):
     with pytest.raises(error, match=sentence):
         fourier_mixing_layer_norm(*args)
+    with pytest.raises(error, match=sentence):
+        explain(fourier_mixing_layer_norm, *args)

@@ -58,5 +58,7 @@ def check_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, norm: 
             )
         if parameter.device != device:
             raise ValueError(f"{name} is on {parameter.device}, x is on {x.device}")
+    if not isinstance(eps, (int, float)):
+        raise TypeError(f"eps must be a number; it is {eps!r}")
     if not eps >= 0:
         raise ValueError(f"eps must not be negative; it is {eps}")
