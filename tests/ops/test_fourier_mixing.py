@@ -168,7 +168,7 @@ def test_second_gradient_in_float32(backend):
 @pytest.mark.parametrize("offset", [30.0, 3000.0])
 def test_variance_beside_a_large_mean(offset):
     """Rows whose mean is far above their deviation: one pass over squares alone would lose it."""
-    needs("fourier_mixing", "cpu", torch.zeros(1))
+    needs("fourier_mixing", "cpu", torch.zeros(1, 1, 1))
     x = torch.zeros(1, 8, 64)
     x[0, :, 0] = offset  # a column: its transform over the width is constant along every row
     x += sample((1, 8, 64), torch.float32) / 8
@@ -203,7 +203,7 @@ def test_strides_and_empty_batches(backend):
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 def test_samples_are_independent_of_batch_and_threads(batch):
     """Same bits alone or in a batch, on one thread or two, and a NaN stays in its sample."""
-    needs("fourier_mixing", "cpu", torch.zeros(1))
+    needs("fourier_mixing", "cpu", torch.zeros(1, 1, 1))
     x, (weight, bias) = sample((batch, 65, 300), torch.float32), parameters(300, torch.float32)
     threads = torch.get_num_threads()
     with use_backend("cpu"):
@@ -257,7 +257,7 @@ def test_mixed_dtypes(x, weight, expected):
 
 def test_workspace_is_half_a_spectrum():
     """Beside the output: one half spectrum for every thread that has a sample, rounded up to whole vectors."""
-    needs("fourier_mixing", "cpu", torch.zeros(1))
+    needs("fourier_mixing", "cpu", torch.zeros(1, 1, 1))
     T, D, threads = 512, 768, torch.get_num_threads()
     for batch in (1, 8):
         x = sample((batch, T, D), torch.float32)

@@ -17,6 +17,7 @@ info = _native.build_info()["cpu"]
 LESSER = [isa for isa in info["instruction_sets_of_this_cpu"] if isa != info["instruction_set"]] if info else []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(info is None, reason=f"no native library: {_native.missing}")
 @pytest.mark.skipif("ENCODERS_FAST_ISA" in os.environ, reason="already one of these processes")
 @pytest.mark.parametrize("isa", LESSER)
