@@ -58,6 +58,11 @@ def memory_unmeasured(monkeypatch):
     monkeypatch.setattr(memory, "on_cpu", lambda *_: 1_000_000)
 
 
+def change_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
 def refused(capsys, arguments):
     """The one sentence on stderr, past the progress lines."""
     assert main(["compare", *map(str, arguments)]) == 2
@@ -116,7 +121,8 @@ def test_a_wrong_kernel_is_found(checkpoint, capsys):
         y, *rest = reference.fourier_mixing_layer_norm(*arguments)
         return y + 0.01 * arguments[0], *rest
 
-    remove = register_backend("fourier_mixing_layer_norm", Backend("wrong", lambda key: None, slightly_wrong))
+    backend = Backend("wrong", lambda key: None, slightly_wrong, reference.fourier_mixing_layer_norm_backward)
+    remove = register_backend("fourier_mixing_layer_norm", backend)
     try:
         assert main(["compare", str(checkpoint), *SMALL]) == 1
     finally:
@@ -148,12 +154,25 @@ def test_half_types_against_float32(checkpoint, dtype, capsys):
 
 
 @pytest.mark.usefixtures("memory_unmeasured")
-def test_weights_that_the_checkpoint_lacks_are_named(saved, tmp_path, capsys):
+def test_weights_that_the_checkpoint_lacks_are_named(saved, capsys):
     folder = saved("FNetModel")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["FNetForTokenClassification"]}))
+    change_config(folder, architectures=["FNetForTokenClassification"])
     assert main(["compare", str(folder), *SMALL]) == 0
     assert "2 weights are not in the checkpoint" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("memory_unmeasured")
+def test_weights_that_the_model_lacks_are_named(saved, capsys):
+    folder = saved()
+    change_config(folder, num_hidden_layers=1)
+    assert main(["compare", str(folder), *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert "8 weights of the checkpoint are not in the model and were ignored: fnet.encoder.layer.1." in printed
+
+
+def test_a_byte_order_mark_is_not_text(tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbfNobody expects a mark here.")
+    assert text.read(str(tmp_path / "text.txt")) == "Nobody expects a mark here."
 
 
 @pytest.mark.slow
@@ -196,9 +215,20 @@ def test_a_folder_without_config(tmp_path, capsys):
         ("{}", "is of type None (no class)"),
         (
             '{"model_type": "fnet", "architectures": ["FNetForAnything"]}',
-            "FNetForAnything, which this library does not",
+            "FNetForAnything, which is no model that this library has; it has FNetForMaskedLM, ",
         ),
+        *(
+            (f'{{"model_type": "fnet", "architectures": ["{name}"]}}', f"holds a {name}, which is no model")
+            for name in ("FNetForPreTrainingOutput", "FNetConfig", "FNetPreTrainedModel")
+        ),
+        ("[1]", "config.json is not a configuration: it holds no JSON object"),
+        ('{"model_type": "fnet", "architectures": [3]}', "has architectures [3], which are not a list of classes"),
+        ('{"model_type": "fnet", "architectures": "FNetModel"}', "has architectures 'FNetModel', which are not a list"),
+        ('{"model_type": "bert", "architectures": {"a": 1}}', "has architectures {'a': 1}, which are not a list"),
         ('{"model_type": "fnet", "id2label": "none"}', "config.json is not a FNetConfig"),
+        ('{"model_type": "fnet", "hidden_size": "x"}', "expected int, got str"),
+        ('{"model_type": "fnet", "num_hidden_layers": 0}', "has num_hidden_layers 0, less than 1"),
+        ('{"model_type": "fnet", "num_hidden_layers": -1}', "has num_hidden_layers -1, less than 1"),
     ],
 )
 def test_a_config_that_is_not_supported(tmp_path, capsys, config, sentence):
@@ -221,9 +251,12 @@ def test_damaged_weights(saved, capsys):
 
 def test_weights_of_another_shape(saved, capsys):
     folder = saved()
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
-    assert "cannot load the weights" in refused(capsys, [folder])
+    change_config(folder, intermediate_size=48)
+    sentence = refused(capsys, [folder])
+    assert "cannot load the weights" in sentence
+    assert (
+        "6 of them have the wrong shape: fnet.encoder.layer.0.intermediate.dense.bias is [64], not [48], " in sentence
+    )
 
 
 class Touch:
@@ -266,6 +299,8 @@ def test_no_tokenizer(saved, capsys):
     assert "has the checkpoint a tokenizer's files?" in refused(capsys, [folder])
     (folder / "tokenizer.json").write_text("{")
     assert "cannot load the tokenizer" in refused(capsys, [folder])
+    (folder / "tokenizer.json").write_text("{}")
+    assert "its files could not be read (KeyError: 'added_tokens')" in refused(capsys, [folder])
 
 
 def test_a_vocabulary_that_is_too_small(saved, capsys):
@@ -278,7 +313,9 @@ def test_a_vocabulary_that_is_too_small(saved, capsys):
         (None, "cannot read"),
         (b"", "is empty"),
         (b" \n\t", "is empty"),
+        (b"\xef\xbb\xbf", "is empty"),
         (b"abc\xff", "is not UTF-8 text: byte 3 is 0xff"),
+        (b"\xef\xbb\xbfabc\xff", "is not UTF-8 text: byte 6 is 0xff"),
     ],
 )
 def test_texts(checkpoint, tmp_path, capsys, content, sentence):
@@ -298,6 +335,7 @@ def test_a_dtype_that_stock_cannot_run(checkpoint, capsys, dtype):
 def test_a_length_that_stock_cannot_run(saved, capsys):
     sentence = refused(capsys, [saved(use_tpu_fourier_optimizations=True, tpu_short_seq_length=64), *SMALL])
     assert "transformers cannot run FNetForMaskedLM in float32 here: The `tpu_short_seq_length`" in sentence
+    assert sentence.endswith(" Use --length 64.")
 
 
 @pytest.mark.parametrize(
@@ -311,6 +349,15 @@ def test_a_length_that_stock_cannot_run(saved, capsys):
 )
 def test_options_that_cannot_be(checkpoint, capsys, arguments, sentence):
     assert sentence in refused(capsys, [checkpoint, *arguments])
+
+
+@pytest.mark.parametrize("path", ["", "nul\0byte", "long" * 2000])
+@pytest.mark.parametrize("name", ["the checkpoint", "--text", "--json"])
+def test_what_cannot_be_a_path(capsys, monkeypatch, name, path):
+    monkeypatch.setattr(command, "compare", None)
+    sentence = refused(capsys, [path] if name == "the checkpoint" else [".", name, path])
+    why = f"{name} is not a path: " if path else f"{name} is an empty path"
+    assert sentence.startswith(f"encoders_fast: {why}")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

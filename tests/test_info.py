@@ -53,6 +53,15 @@ def test_the_cpu_backend_runs_or_says_why():
         assert row["why_not"]["cpu"]["float32"] == _native.missing
 
 
+def test_a_missing_library_is_its_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(_native, "missing", "it is not for this machine")
+    monkeypatch.setattr(_native, "build_info", lambda: {"cpu": None, "cuda": None})
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert "missing: it is not for this machine" in printed
+    assert "in use         none: the native kernels are missing" in printed
+
+
 @pytest.mark.slow
 def test_without_transformers_and_without_kernels():
     """In a new process, where nothing else has imported them."""

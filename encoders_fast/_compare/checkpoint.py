@@ -45,12 +45,17 @@ def describe(checkpoint: str) -> Checkpoint:
         raw, _ = transformers.PreTrainedConfig.get_config_dict(checkpoint)
     except Exception as error:
         raise RefusalError(f"cannot read the configuration of {checkpoint}: {first_line(error)}") from error
+    if not isinstance(raw, dict):
+        raise RefusalError(f"{checkpoint}'s config.json is not a configuration: it holds no JSON object")
     family = family_of(checkpoint, raw)
     name = class_name(checkpoint, family, raw, models)
     try:
         config = getattr(transformers, family.prefix + "Config").from_pretrained(checkpoint)
     except Exception as error:
         raise RefusalError(f"{checkpoint}'s config.json is not a {family.prefix}Config: {first_line(error)}") from error
+    if config.num_hidden_layers < 1:
+        # Both libraries would agree on running nothing.
+        raise RefusalError(f"{checkpoint}'s config.json has num_hidden_layers {config.num_hidden_layers}, less than 1")
     return Checkpoint(checkpoint, family, name, config)
 
 
@@ -70,22 +75,47 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(checkpoint.name, trust_remote_code=False)
     except Exception as error:
-        raise RefusalError(f"cannot load the tokenizer of {checkpoint.name}: {first_line(error)}") from error
+        # tokenizers' own errors are often no sentence, but a missing key or the place of a wrong character.
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise RefusalError(
+            f"cannot load the tokenizer of {checkpoint.name}: its files could not be read ({why})"
+        ) from error
 
 
 def load(checkpoint: Checkpoint, library: types.ModuleType, dtype: torch.dtype, device: str) -> tuple[Any, list[str]]:
-    """(the model in eval mode, the names of weights that the checkpoint lacks and that got seeded random values)."""
+    """(the model in eval mode, notes on the weights that only the checkpoint or only the model has)."""
     torch.manual_seed(0)
     try:
+        # Shapes that differ come back in the report: transformers' own error only points to a table in its log.
         model, report = getattr(library, checkpoint.class_name).from_pretrained(
-            checkpoint.name, dtype=dtype, weights_only=True, output_loading_info=True
+            checkpoint.name, dtype=dtype, weights_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except Exception as error:
         raise RefusalError(f"cannot load the weights of {checkpoint.name}: {first_line(error)}") from error
-    missing = sorted(report["missing_keys"])
+    misshapen = [f"{name} is {[*found]}, not {[*wanted]}" for name, found, wanted in sorted(report["mismatched_keys"])]
+    if misshapen:
+        raise RefusalError(
+            f"cannot load the weights of {checkpoint.name}: by its config.json, {len(misshapen)} of them have the wrong"
+            f" shape: {first_few(misshapen)}"
+        )
+    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if missing and len(missing) >= len(list(model.parameters())):
         raise RefusalError(f"{checkpoint.name} holds none of the weights of {checkpoint.class_name}")
-    return model.eval().to(device), missing
+    notes = []
+    if missing:
+        notes.append(
+            f"{len(missing)} weights are not in the checkpoint; both got the same random ones: {first_few(missing)}"
+        )
+    if unexpected:
+        notes.append(
+            f"{len(unexpected)} weights of the checkpoint are not in the model and were ignored:"
+            f" {first_few(unexpected)}"
+        )
+    return model.eval().to(device), notes
+
+
+def first_few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def stock_twin(checkpoint: Checkpoint, ours: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import statistics
@@ -53,6 +54,9 @@ class Loaded:
 
 def run(options: Options) -> int:
     """Compare, print, save. Returns 0 where the outputs agree, else 1."""
+    check_path("the checkpoint", options.checkpoint)
+    check_path("--text", options.text)
+    check_path("--json", options.json)
     check_writable(options.json)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise RefusalError(f"there is no GPU: {_info.gpu()['missing']}")
@@ -64,6 +68,23 @@ def run(options: Options) -> int:
     if options.json is not None:
         save(result, options.json)
     return 0 if result["agree"] else 1
+
+
+def check_path(name: str, path: str | None) -> None:
+    """Refuse what cannot be a path at all, before some library meets it."""
+    if path is None:
+        return
+    if not path:
+        raise RefusalError(f"{name} is an empty path")
+    try:
+        os.lstat(path)
+    except ValueError as error:
+        # A NUL byte, or a character that the file system's encoding lacks.
+        raise RefusalError(f"{name} is not a path: {first_line(error)}") from error
+    except OSError as error:
+        # That there is no such file yet is for others to judge.
+        if error.errno == errno.ENAMETOOLONG:
+            raise RefusalError(f"{name} is not a path: {error.strerror}") from error
 
 
 def check_writable(path: str | None) -> None:
@@ -131,14 +152,11 @@ def load_both(options: Options, checkpoint: Checkpoint) -> Loaded:
     """Ours as a user loads it; transformers' on the same memory, where both have the same dtype."""
     _, models = libraries()
     dtype, stock_dtype = getattr(torch, options.dtype), getattr(torch, options.stock_dtype)
-    ours, missing = load(checkpoint, models, dtype, options.device)
-    source, notes = ours, []
+    ours, notes = load(checkpoint, models, dtype, options.device)
+    source = ours
     if stock_dtype != dtype:
         source, _ = load(checkpoint, models, stock_dtype, options.device)
         notes.append(f"the weights are held twice, in {options.dtype} and in {options.stock_dtype}")
-    if missing:
-        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        notes.append(f"{len(missing)} weights are not in the checkpoint; both got the same random ones: {names}")
     return Loaded(ours, stock_twin(checkpoint, source), notes)
 
 
@@ -151,7 +169,10 @@ def runner(model: nn.Module, checkpoint: Checkpoint, library: str, dtype: str) -
                 return model(**checkpoint.family.inputs(ids, checkpoint.class_name))
         except Exception as error:
             why = f"{library} cannot run {checkpoint.class_name} in {dtype} here: {first_line(error)}"
-            if library == "transformers" and dtype != "float32":
+            other_length = checkpoint.family.other_length(checkpoint.config, ids.shape[1])
+            if library == "transformers" and other_length is not None:
+                why += f" Use --length {other_length}."
+            elif library == "transformers" and dtype != "float32":
                 why += "; --against-float32 compares with transformers in float32 instead"
             raise RefusalError(why) from error
 

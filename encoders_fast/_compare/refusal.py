@@ -10,4 +10,7 @@ class RefusalError(Exception):
 def first_line(error: BaseException) -> str:
     """An error's own words, cut to what fits in a sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    # Some errors say what on one line, and only after its colon why.
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

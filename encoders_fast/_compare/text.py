@@ -20,7 +20,8 @@ def read(path: str | None) -> str:
 
         return "\n\n".join(topics.values())
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        # A byte order mark is no part of the text. "utf-8-sig" would drop it too, but then miscount a wrong byte.
+        text = Path(path).read_text(encoding="utf-8").removeprefix("\ufeff")
     except OSError as error:
         raise RefusalError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -144,6 +144,13 @@ def test_embeddings_can_be_exchanged():
     other = torch.nn.Embedding(7, 32)
     model.set_input_embeddings(other)
     assert model.fnet.embeddings.word_embeddings is other
+    assert model.get_input_embeddings() is other
+    language_model = pair("FNetForMaskedLM")[1]
+    decoder = torch.nn.Linear(32, 7)
+    language_model.set_output_embeddings(decoder)
+    assert language_model.get_output_embeddings() is decoder
+    assert language_model.cls.predictions.bias is decoder.bias
+    assert language_model(**batch("FNetForMaskedLM", language_model.config)).logits.shape == (2, 12, 7)
 
 
 def test_dft_matrices_of_tpu_checkpoints(tmp_path):
