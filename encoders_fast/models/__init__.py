@@ -10,20 +10,8 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .auto import register_auto_classes
-    from .fnet import (
-        FNetConfig,
-        FNetForMaskedLM,
-        FNetForMultipleChoice,
-        FNetForNextSentencePrediction,
-        FNetForPreTraining,
-        FNetForPreTrainingOutput,
-        FNetForQuestionAnswering,
-        FNetForSequenceClassification,
-        FNetForTokenClassification,
-        FNetModel,
-        FNetPreTrainedModel,
-    )
+    from .auto import register_auto_classes as register_auto_classes
+    from .fnet import *  # noqa: F403
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "fnet": (
@@ -45,21 +33,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 _MODULES = {name: family for family, names in FAMILIES.items() for name in names}
 _MODULES["register_auto_classes"] = "auto"
 
-__all__ = [
-    "FAMILIES",
-    "FNetConfig",
-    "FNetForMaskedLM",
-    "FNetForMultipleChoice",
-    "FNetForNextSentencePrediction",
-    "FNetForPreTraining",
-    "FNetForPreTrainingOutput",
-    "FNetForQuestionAnswering",
-    "FNetForSequenceClassification",
-    "FNetForTokenClassification",
-    "FNetModel",
-    "FNetPreTrainedModel",
-    "register_auto_classes",
-]
+__all__ = ["FAMILIES", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
