@@ -142,6 +142,15 @@ struct Plans {
   }
 };
 
+// Memory is read before it is written through a cache, and for results that do not fit the second-level caches that is
+// time lost: with these rows streamed, (512, 768) in float32 took 390 us instead of 500 (x and y in memory, one core of a
+// 2.6 GHz Zen 4). On a 2.5 GHz Cascade Lake streaming was the slower way, 225 us against 125 for 1.5 MB.
+bool streams(const Tensor& y, int64_t row_bytes) {
+  constexpr int64_t cached = 1 << 20, line = 64;
+  return instruction_set() == InstructionSet::avx512_bf16 && y.numel() / y.size(2) * row_bytes > cached &&
+         row_bytes % line == 0 && reinterpret_cast<uintptr_t>(y.const_data_ptr()) % line == 0;
+}
+
 Batch batch_of(Mode mode, const Tensor& x, Tensor& y, const Plans& plans, double scale) {
   Sample s{};
   s.mode = mode;
@@ -156,6 +165,7 @@ Batch batch_of(Mode mode, const Tensor& x, Tensor& y, const Plans& plans, double
   }
   s.x = x.const_data_ptr();
   s.y = y.mutable_data_ptr();
+  s.streams = streams(y, s.width * bytes_of(s.storage));
   s.scale = float(scale / 4);  // 1 / 2 of the fold and 1 / 2 of the separation
   return {s, x.size(0)};
 }

@@ -28,6 +28,7 @@ struct Sample {
   const void* x;  // for `gradient`: dy
   void* y;
   float scale;
+  bool streams;  // y goes past the caches, where the instruction set can do that; its rows start on cache lines then
   const float* weight;  // [width], null for `mix`
   const float* bias;    // [width], for `normalize`
   float eps;

@@ -24,18 +24,26 @@ Complex root_of_unity(int64_t numerator, int64_t denominator) {
 }
 
 // As few passes over the sequence as radices up to 16 allow, of about equal size. Large ones first: they touch the whole
-// sequence, later ones a cached part of it. Empty where a prime factor above 7 is left.
+// sequence, later ones a cached part of it. Radix 16 only where all of it is in the first-level cache: in longer sequences
+// its lines are a power of two apart and share the sets of a cache with eight ways (4096 tokens: 683 us with 16, 16, 16
+// and 431 with 8, 8, 8, 8, on one 2.6 GHz Zen 4 core). Empty where a prime factor above 7 is left.
 std::vector<int32_t> radices(int64_t length) {
+  const bool cached = length <= 128;
+  const int most = cached ? 4 : 3;
   int doublings = 0;
   for (; length % 2 == 0; length /= 2) doublings++;
   std::vector<int32_t> found;
-  for (int passes = (doublings + 3) / 4; passes > 0; passes--) {
+  const auto split_odd = [&] {
+    for (int32_t radix : {7, 5, 3})
+      for (; length % radix == 0; length /= radix) found.push_back(radix);
+  };
+  if (cached) split_odd();  // they leave fewer entries with a twiddle than a large radix does
+  for (int passes = (doublings + most - 1) / most; passes > 0; passes--) {
     const int now = (doublings + passes - 1) / passes;
     found.push_back(1 << now);
     doublings -= now;
   }
-  for (int32_t radix : {7, 5, 3})
-    for (; length % radix == 0; length /= radix) found.push_back(radix);
+  split_odd();
   if (length != 1) found.clear();
   return found;
 }
