@@ -107,8 +107,8 @@ def test_layer_norm_forward_and_backward(backend, shape, dtype):
         return y.detach(), *(t.grad for t in args)
 
     ours, plain, exact = run(dtype, backend), run(dtype, "reference"), run(torch.float64, "reference")
-    # A prime above 7 takes two longer transforms instead of one, and each rounds: 1.7 times plain's error on average, over
-    # 60 samples of (1, 33, 31) on the baseline instruction set.
+    # A prime above 7 takes two longer transforms instead of one, and each rounds: on average over 60 samples of
+    # (1, 33, 31), on the baseline instruction set, that makes 1.7 times plain's error.
     factor = 3 if any(size % prime == 0 for size in shape[1:] for prime in (11, 13, 17, 31, 509)) else 2
     for actual, same_dtype, right in zip(ours, plain, exact, strict=True):
         # Half types: the reference keeps `normalized` in the same dtype, and both round every output once.
