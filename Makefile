@@ -1,6 +1,7 @@
 # Each of these does its own set-up on a fresh machine, in .venv, and reuses it the next time:
 #   make demo       the main job: stock models against these, on real text
 #   make test       all tests that a machine without a GPU can run
+#   make parity     the models' tests with three versions of transformers; `make parity-5.17.0` for one of them
 #   make bench      measures everything and saves the numbers in bench/results/
 #   make readme     fills README's tables from bench/results/
 #   make lint       ruff and mypy
@@ -17,7 +18,10 @@ NVCC := $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc 2>
 BUILD_SETTINGS := EF_REQUIRE_NATIVE=1 $(if $(NVCC),EF_CUDA=1,)
 BUILD_INPUTS := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test bench readme lint packaging gpu-check setup clean
+TRANSFORMERS := 5.0.0 5.17.0 5.23.0
+PARITY := $(TRANSFORMERS:%=parity-%)
+
+.PHONY: demo test parity $(PARITY) bench readme lint packaging gpu-check setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -25,6 +29,20 @@ demo: setup
 
 test: setup
 	$(RUN) -m pytest tests
+
+parity: $(PARITY)
+
+# The package is not installed: Python looks in the current folder first, and finds it there with the libraries of .venv,
+# which serve every transformers.
+$(PARITY): parity-%: setup .parity/%/installed
+	.parity/$*/bin/python -m pytest tests/models
+
+# Which tokenizers goes with it is transformers' own business.
+.parity/%/installed: requirements-dev.txt
+	$(PYTHON) -m venv .parity/$*
+	sed -e 's/^transformers==.*/transformers==$*/' -e 's/^tokenizers==.*/tokenizers/' requirements-dev.txt > .parity/$*/requirements.txt
+	.parity/$*/bin/python -m pip install --disable-pip-version-check -r .parity/$*/requirements.txt
+	@touch $@
 
 bench: setup
 	$(RUN) -m pytest bench/ --save
@@ -63,4 +81,4 @@ gpu-check:
 	.gpu-venv/bin/python -m pytest bench/ --save
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) .gpu-venv encoders_fast/*.so encoders_fast/_build_report.json
+	rm -rf build dist *.egg-info $(VENV) .gpu-venv .parity encoders_fast/*.so encoders_fast/_build_report.json
