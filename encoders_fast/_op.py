@@ -32,14 +32,28 @@ def _transformed() -> bool:
 class Derivatives(NamedTuple):
     """What autograd and torch.func need of an op. ctx is that of torch.autograd.Function."""
 
-    save: Callable[[Any, tuple[Any, ...], Any], tuple[torch.Tensor, ...]]
+    save: Callable[[Any, tuple[Any, ...], Any], tuple[torch.Tensor | None, ...]]
     """(ctx, inputs, output) -> the tensors that the next two find in ctx.saved_tensors; the rest goes on ctx."""
     backward: Callable[..., Any]
     """(ctx, *gradients) -> gradients of the inputs. A gradient is None where an output was not used."""
-    jvp: Callable[..., Any]
-    """(ctx, *tangents) -> tangents of the outputs, None where an input has none."""
-    vmap: Callable[..., Any]
-    """(info, in_dims, *args) -> (outputs, out_dims)."""
+    jvp: Callable[..., Any] | None = None
+    """(ctx, *tangents) -> tangents of the outputs, None where an input has none. Without it, a call in forward mode
+    raises NotImplementedError."""
+    vmap: Callable[..., Any] | None = None
+    """(info, in_dims, *args) -> (outputs, out_dims). Without it, samples are computed one by one."""
+
+
+def one_by_one(call: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    """A vmap that calls the op once for every sample and stacks each output."""
+    if info.batch_size == 0:
+        raise NotImplementedError("this op computes samples one by one, and vmap gives it none: the batch is empty")
+    outputs = [
+        call(*(arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, in_dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    if isinstance(outputs[0], torch.Tensor):
+        return torch.stack(outputs), 0
+    return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True)), (0,) * len(outputs[0])
 
 
 def op(
@@ -63,15 +77,20 @@ def op(
         return _differentiable(name, registered, forward, derivatives)
 
     def call(*args: Any) -> Any:
-        return forward(*args) if not torch.compiler.is_compiling() and _eager(args) else registered(*args)
+        direct = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active() and _eager(args)
+        return forward(*args) if direct else registered(*args)
 
+    def samples(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return one_by_one(call, info, in_dims, *args)
+
+    torch.library.register_vmap(f"encoders_fast::{name}", samples, lib=_library)
     return call
 
 
 def _differentiable(
     name: str, registered: Callable[..., Any], forward: Callable[..., Any], derivatives: Derivatives
 ) -> Callable[..., Any]:
-    save, backward, jvp, vmap = derivatives
+    save, backward = derivatives.save, derivatives.backward
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.set_materialize_grads(False)
@@ -79,9 +98,6 @@ def _differentiable(
         ctx.save_for_backward(*kept)
         if forward_ad._current_level >= 0:
             ctx.save_for_forward(*kept)
-
-    torch.library.register_autograd(f"encoders_fast::{name}", backward, setup_context=setup_context, lib=_library)
-    torch.library.register_vmap(f"encoders_fast::{name}", vmap, lib=_library)
 
     def in_one_piece(ctx: Any, *args: Any) -> Any:  # a separate setup_context costs more host time
         output = forward(*args)
@@ -92,9 +108,23 @@ def _differentiable(
         with forward_ad._set_fwd_grad_enabled(False):
             return call(*args) if torch._C._are_functorch_transforms_active() else registered(*args)
 
+    def no_jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(f"{name} has no forward-mode derivative; its gradient (reverse mode) exists")
+
+    def samples(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return one_by_one(call, info, in_dims, *args)
+
+    vmap = derivatives.vmap or samples
+    torch.library.register_autograd(f"encoders_fast::{name}", backward, setup_context=setup_context, lib=_library)
+    torch.library.register_vmap(f"encoders_fast::{name}", vmap, lib=_library)
     eager = _function(name, forward=in_one_piece, backward=backward)
     transformable = _function(
-        name, forward=one_level_down, setup_context=setup_context, backward=backward, jvp=jvp, vmap=vmap
+        name,
+        forward=one_level_down,
+        setup_context=setup_context,
+        backward=backward,
+        jvp=derivatives.jvp or no_jvp,
+        vmap=vmap,
     )
 
     def call(*args: Any) -> Any:

@@ -119,8 +119,9 @@ def test_cuda_rows_are_judged_without_a_gpu():
     """Refusals depend on the key alone."""
     for rows in _dispatch.tables().values():
         refusals = {row.name: row.why_not(_dispatch.Key("cuda", (9, 0), (torch.bfloat16,), (768,))) for row in rows}
-        assert refusals["cpu"] == "runs on the CPU; the input is on cuda"
         assert refusals["reference"] is None
+        if "cpu" in refusals:  # an op may have no kernel of its own yet
+            assert refusals["cpu"] == "runs on the CPU; the input is on cuda"
 
 
 def test_explain_prints_every_refusal():
@@ -128,7 +129,7 @@ def test_explain_prints_every_refusal():
     assert text.splitlines()[0] == "fourier_mixing_layer_norm: reference"
     assert "cpu: computes in float32" in text
     for unknown in ("softmax", None, torch.nn.Identity()):
-        with pytest.raises(ValueError, match=r"there is no op .*; there are fourier_mixing"):
+        with pytest.raises(ValueError, match=r"there is no op .*; there are .*fourier_mixing, "):
             explain(unknown, x)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import _dispatch
-from ..._op import Derivatives, op
+from ..._op import Derivatives, one_by_one, op
 from .checks import check, check_layer_norm
 
 # ---- fourier_mixing
@@ -158,19 +158,14 @@ def _backward_fake(
 
 def _layer_norm_vmap(
     info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor, *rest: Any
-) -> tuple[tuple[Tensor, ...], int]:
+) -> tuple[tuple[Tensor, ...], Any]:
     if in_dims[:3] == (in_dims[0], None, None):
         x = x.movedim(in_dims[0], 0)
         y, *kept = layer_norm_op(x.flatten(0, 1), weight, bias, *rest)
         batched = [t.unflatten(0, x.shape[:2]) if t.numel() else t.expand(info.batch_size, 0) for t in (y, *kept)]
         return tuple(batched), 0
-    outputs = []
-    for i in range(info.batch_size):  # each with a weight or bias of its own
-        tensors = [
-            t if dim is None else t.select(dim, i) for t, dim in zip((x, weight, bias), in_dims[:3], strict=True)
-        ]
-        outputs.append(layer_norm_op(*tensors, *rest))
-    return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True)), 0
+    # Each with a weight or bias of its own.
+    return one_by_one(layer_norm_op, info, in_dims, x, weight, bias, *rest)
 
 
 layer_norm_op = op(
