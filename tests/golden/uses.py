@@ -191,10 +191,12 @@ def encoder_states(model: Any, sign: float = 1.0) -> dict[str, Tensor]:
 def decode(model: Any) -> Results:
     """At once; then a prompt padded on the left, one token after it and two more, with tuples in between.
 
-    The encoder's keys are in the cache then, and the encoder's states no longer matter: others are given."""
+    The encoder's keys are in the cache then, and the encoder's states no longer matter: others are given. A padded token
+    sees no token at all, and what each attention function makes of that is left out."""
     ids = integers("input_ids", 3, model.config.vocab_size, 2, TOKENS)
     mask = torch.ones_like(ids)
-    ids[1, :3], mask[1, :3] = model.config.pad_token_id, 0
+    padded = 3
+    ids[1, :padded], mask[1, :padded] = model.config.pad_token_id, 0
     prompt = TOKENS - 3
     results: Results = {}
     with torch.no_grad():
@@ -212,6 +214,9 @@ def decode(model: Any) -> Results:
             results |= _part(f"to {end}", output)
     for i, layer in enumerate(past or ()):
         results |= {f"cache {i}.{j}": along(tensor, f"cache {j}") for j, tensor in enumerate(layer)}
+    for name in results:
+        if name.startswith(("at once", f"to {prompt}")) or name.endswith((".0", ".1")):
+            results[name][1, ..., :padded] = 0
     return results
 
 
