@@ -7,11 +7,37 @@ from typing import Any
 
 from . import models
 from ._dispatch import Backend, explain, register_backend, use_backend
-from .ops import fourier_mixing, fourier_mixing_layer_norm
+from .ops import (
+    BlockSparsePattern,
+    NormedProjection,
+    Projection,
+    attention_probabilities,
+    block_sparse_attention,
+    bottleneck_ffn,
+    bottleneck_input,
+    fourier_mixing,
+    fourier_mixing_layer_norm,
+    residual_layer_norm,
+)
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["Backend", "explain", "fourier_mixing", "fourier_mixing_layer_norm", "register_backend", "use_backend"]
+__all__ = [
+    "Backend",
+    "BlockSparsePattern",
+    "NormedProjection",
+    "Projection",
+    "attention_probabilities",
+    "block_sparse_attention",
+    "bottleneck_ffn",
+    "bottleneck_input",
+    "explain",
+    "fourier_mixing",
+    "fourier_mixing_layer_norm",
+    "register_backend",
+    "residual_layer_norm",
+    "use_backend",
+]
 __all__ += [name for name in models.__all__ if name != "FAMILIES"]
 
 

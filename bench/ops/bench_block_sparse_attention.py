@@ -1,0 +1,100 @@
+"""block_sparse_attention with BigBird's patterns against dense attention, which is torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.contender import Case, Contender, Expected
+from bench.verify import expect
+from encoders_fast import _dispatch, use_backend
+from encoders_fast.ops import BlockSparsePattern, block_sparse_attention
+
+SHAPES = [(1, 12, 1024, 64), (1, 12, 4096, 64)]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+OP = "block_sparse_attention"
+# Rounding alone, for the same reason as in the tests: a plain computation may round better than one can expect.
+FLOOR = {"float32": 5e-7, "bfloat16": 0.0}
+
+Attention = Callable[..., Tensor]
+dense = F.scaled_dot_product_attention
+
+
+def listed_pairs(pattern: BlockSparsePattern, heads: int) -> int:
+    """Pairs of a block of queries and a block of keys, in all heads."""
+    return pattern.columns.numel() * (heads // pattern.heads)
+
+
+def flops(pattern: BlockSparsePattern, shape: tuple[int, ...], products: int) -> float:
+    """Each product multiplies block x block x K for every listed pair: 2 products forward (scores, output), and 5
+    backward (the scores again, and the gradients of probabilities, values, queries and keys)."""
+    B, H, _, K = shape
+    return B * listed_pairs(pattern, H) * products * 2.0 * pattern.block**2 * K
+
+
+def forward(attention: Attention, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return (attention(*tensors),)
+
+
+def forward_and_backward(attention: Attention, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The gradients. That of the output is the query itself: any fixed values will do."""
+    return torch.autograd.grad(attention(*tensors), tensors, tensors[0].detach())
+
+
+def contenders(
+    job: Callable[..., tuple[Tensor, ...]], pattern: BlockSparsePattern, shape: tuple[int, ...], dtype: str
+) -> list[Contender]:
+    """Dense attention, which does another and larger job and is checked against itself, and every backend."""
+    grad = job is forward_and_backward
+    inputs = tuple(torch.randn(shape).to(DTYPES[dtype]).requires_grad_(grad) for _ in range(3))
+    wide = tuple(x.detach().double().requires_grad_(grad) for x in inputs)
+    # Forward: read query, key and value, write the output. Backward: read these and the output's gradient, write three.
+    moved = (12 if grad else 4) * inputs[0].nbytes
+    work = flops(pattern, shape, products=7 if grad else 2)
+    everything = BlockSparsePattern.full(shape[2])
+
+    def ours(pattern: BlockSparsePattern, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return block_sparse_attention(query, key, value, pattern)
+
+    def on_backend(name: str) -> tuple[Tensor, ...]:
+        with use_backend(name):
+            return job(partial(ours, pattern), *inputs)
+
+    def exact(pattern: BlockSparsePattern) -> tuple[Tensor, ...]:
+        return job(partial(ours, pattern), *wide)
+
+    # What dense attention loses in this dtype is what the others may lose.
+    dense_expected = tuple(map(partial(expect, floor=FLOOR[dtype]), job(dense, *inputs), exact(everything)))
+    expected = tuple(Expected(right, of.allowed) for right, of in zip(exact(pattern), dense_expected, strict=True))
+    baseline = f"dense {dtype}"
+    dense_work = flops(everything, shape, products=7 if grad else 2)
+    found = [
+        Contender(baseline, partial(job, dense, *inputs), None, None, moved, dense_work, tuple, dense_expected, True)
+    ]
+    refusals = _dispatch.explain(OP, *inputs, pattern).refusals
+    for row in _dispatch.tables()[OP]:
+        call, absent = partial(on_backend, row.name), refusals.get(row.name)
+        name = f"{row.name} {dtype}"
+        found += [Contender(name, call, baseline, None, moved, work, tuple, expected, True, absent)]
+    return found
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def bench_forward(compare: Callable[[Case], None], shape: tuple[int, ...], training: bool) -> None:
+    pattern = BlockSparsePattern.big_bird(shape[2], heads=shape[1], training=training)
+    found = [contender for dtype in DTYPES for contender in contenders(forward, pattern, shape, dtype)]
+    name = f"{shape} {'training' if training else 'evaluation'}"
+    compare(Case(f"{OP} forward", name, tuple(found), "reference float32"))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def bench_training(compare: Callable[[Case], None], shape: tuple[int, ...]) -> None:
+    pattern = BlockSparsePattern.big_bird(shape[2], heads=shape[1], training=True)
+    found = contenders(forward_and_backward, pattern, shape, "float32")
+    compare(Case(f"{OP} forward and backward", str(shape), tuple(found), "reference float32", grad=True))
