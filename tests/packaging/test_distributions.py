@@ -53,7 +53,7 @@ def test_wheel_in_a_new_environment(distributions: Distributions, tmp_path: Path
     assert package == environment.package
 
     outside = tmp_path / "outside"
-    # The modules reach every op, and this op's tests every native kernel; the rest has run against the same files before.
+    # The modules reach every op, and this op's tests every native kernel; the rest has run against these files before.
     tests = [*(ROOT / "tests" / "modules").glob("*.py"), ROOT / "tests" / "ops" / "test_fourier_mixing.py"]
     for path in (ROOT / "pyproject.toml", *tests, *(ROOT / "tests").glob("*.py")):
         to = outside / path.relative_to(ROOT)
