@@ -61,11 +61,13 @@ def add_compare_arguments(compare: Parser) -> None:
         "checkpoint",
         nargs="?",
         metavar="CHECKPOINT_DIR_OR_HUB_ID",
-        help="without one, an FNet-base with seeded weights and a tokenizer trained on the spot; needs no network",
+        help="without one, a model of each family with seeded weights, and a tokenizer trained on the spot; no network",
     )
     compare.add_argument("--text", metavar="FILE", help="UTF-8 text; without one, Python's own English documentation")
     compare.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    compare.add_argument("--batch", type=whole_number, default=4, metavar="N", help="texts at a time (default: 4)")
+    compare.add_argument(
+        "--batch", type=whole_number, metavar="N", help="texts at a time (default: 4, or what suits a demonstration)"
+    )
     compare.add_argument(
         "--length",
         type=whole_number,

@@ -1,5 +1,6 @@
 """`python -m encoders_fast compare`: the main job, and a sentence for everything that can go wrong with it."""
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -105,14 +106,37 @@ def test_every_head(saved, head, capsys):
     assert f"FNet{head}, " in capsys.readouterr().out
 
 
+SHARED = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "max_position_embeddings": 64}
+ATTENDING = SHARED | {"num_attention_heads": 4}
+TINY_DEMOS = {
+    "FNetForMaskedLM": SHARED,
+    "BigBirdForMaskedLM": ATTENDING,
+    "MobileBertForMaskedLM": ATTENDING | {"embedding_size": 16, "intra_bottleneck_size": 16},
+    "RobertaPreLayerNormForMaskedLM": ATTENDING,
+    "XLMRobertaXLForMaskedLM": ATTENDING,
+}
+
+
 @pytest.mark.usefixtures("memory_unmeasured")
-def test_without_a_checkpoint_it_makes_one(monkeypatch, capsys):
-    monkeypatch.setattr(demo, "FNET_BASE", TINY | {"vocab_size": 9000})
-    assert main(["compare", *SMALL]) == 0
+def test_without_a_checkpoint_it_makes_one_of_each_family(monkeypatch, tmp_path, capsys):
+    demos = [dataclasses.replace(each, config=TINY_DEMOS.pop(each.class_name)) for each in demo.DEMOS]
+    assert not TINY_DEMOS
+    monkeypatch.setattr(demo, "DEMOS", demos)
+    monkeypatch.setattr(demo, "VOCABULARY", 9000)
+    out = tmp_path / "out.json"
+    assert main(["compare", *SMALL, "--json", str(out)]) == 0
     printed = capsys.readouterr()
-    assert "seeded weights" in printed.out
     assert "pydoc_data.topics" in printed.out
-    assert "[1/8] training a tokenizer" in printed.err
+    assert "[1/36] training a tokenizer" in printed.err
+    assert "[36/36] peak memory" in printed.err
+    results = json.loads(out.read_text())["demos"]
+    assert [result["class"] for result in results] == [each.class_name for each in demos]
+    for result in results:
+        (line,) = [line for line in printed.out.splitlines() if line.startswith(result["class"] + " ")]
+        assert line.endswith(f"{max(found['l2'] for found in result['differences'].values()):.1e}")
+        assert f"{result['ratio']:.2f}x" in line
+        assert (result["batch"], result["length"]) == (2, 16)
+        assert result["backends"]
 
 
 @pytest.mark.usefixtures("memory_unmeasured")

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("transformers", reason="compare needs the extra [models]")
 
-from encoders_fast import _machine
+from encoders_fast import _machine, models
 from encoders_fast._compare import agreement, timing
 from encoders_fast._compare.families import FAMILIES
 from encoders_fast._compare.progress import Progress
@@ -82,9 +82,22 @@ def test_in_turn():
 
 def test_multiple_choice_gets_its_choices():
     ids = torch.zeros(2, 8, dtype=torch.long)
-    (family,) = FAMILIES
-    assert family.inputs(ids, "FNetForMultipleChoice")["input_ids"].shape == (2, 1, 8)
-    assert family.inputs(ids, "FNetForMaskedLM")["input_ids"].shape == (2, 8)
+    for family in FAMILIES:
+        assert family.inputs(ids, f"{family.prefix}ForMultipleChoice")["input_ids"].shape == (2, 1, 8)
+        assert family.inputs(ids, f"{family.prefix}ForMaskedLM")["input_ids"].shape == (2, 8)
+
+
+def test_every_family_that_there_are_models_for():
+    assert {family.model_type.replace("-", "_") for family in FAMILIES} == set(models.FAMILIES)
+    for family in FAMILIES:
+        config = getattr(models, f"{family.prefix}Config")()
+        assert config.model_type == family.model_type
+        assert 0 < family.positions(config) <= config.max_position_embeddings
+
+
+def test_roberta_has_as_many_positions_fewer_as_padding_takes():
+    family = next(family for family in FAMILIES if family.prefix == "XLMRobertaXL")
+    assert family.positions(models.XLMRobertaXLConfig()) == 512
 
 
 def test_progress_on_a_terminal_and_in_a_log(monkeypatch):

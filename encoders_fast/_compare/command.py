@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -23,7 +23,7 @@ from .checkpoint import Checkpoint, describe, libraries, load, load_tokenizer, s
 from .progress import Progress
 from .refusal import RefusalError, first_line
 
-DEFAULT_LENGTH = 512
+DEFAULT_BATCH, DEFAULT_LENGTH = 4, 512
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Options:
     checkpoint: str | None = None
     text: str | None = None
     dtype: str = "float32"
-    batch: int = 4
+    batch: int | None = None
     length: int | None = None
     repeats: int = 5
     device: str = "cpu"
@@ -61,13 +61,36 @@ def run(options: Options) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise RefusalError(f"there is no GPU: {_info.gpu()['missing']}")
     text = texts.read(options.text)
-    steps = 1 + options.repeats + 1 + 2 + (demo.STEPS if options.checkpoint is None else 0)
-    with Progress(steps) as progress, checkpoint_for(options, progress) as checkpoint:
-        result = compare(options, checkpoint, text, progress)
-    print(report.render(result))
+    # Loading, warming up, the rounds, and two measurements of memory.
+    steps = 1 + 1 + options.repeats + 2
+    if options.checkpoint is not None:
+        with Progress(steps) as progress:
+            checkpoint = describe(options.checkpoint)
+            result = compare(options, checkpoint, text, progress, options.checkpoint)
+        print(report.render(result))
+        results = [result]
+    else:
+        with Progress(1 + len(demo.DEMOS) * (1 + steps)) as progress:
+            results = list(demos(options, text, progress))
+        print(report.render_demos(results))
+        result = {"demos": results}
     if options.json is not None:
         save(result, options.json)
-    return 0 if result["agree"] else 1
+    return 0 if all(result["agree"] for result in results) else 1
+
+
+def demos(options: Options, text: str, progress: Progress) -> Iterator[dict[str, Any]]:
+    """The results of all models that are made for the occasion, one after the other."""
+    progress.step("training a tokenizer")
+    tokenizer = demo.train_tokenizer(texts.read(None))
+    for each in demo.DEMOS:
+        progress.step(f"making and saving {each.class_name}")
+        with tempfile.TemporaryDirectory(prefix="encoders_fast_demo_") as folder:
+            demo.build(Path(folder), each, tokenizer)
+            sized = dataclasses.replace(
+                options, batch=options.batch or each.batch, length=options.length or each.length
+            )
+            yield compare(sized, describe(folder), text, progress, each.source)
 
 
 def check_path(name: str, path: str | None) -> None:
@@ -107,18 +130,8 @@ def save(result: dict[str, Any], path: str) -> None:
         raise RefusalError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-@contextlib.contextmanager
-def checkpoint_for(options: Options, progress: Progress) -> Iterator[Checkpoint]:
-    """The checkpoint that was asked for, or one made for the occasion."""
-    if options.checkpoint is not None:
-        yield describe(options.checkpoint)
-        return
-    with tempfile.TemporaryDirectory(prefix="encoders_fast_demo_") as folder:
-        demo.build(Path(folder), texts.read(None), progress.step)
-        yield describe(folder)
-
-
-def compare(options: Options, checkpoint: Checkpoint, text: str, progress: Progress) -> dict[str, Any]:
+def compare(options: Options, checkpoint: Checkpoint, text: str, progress: Progress, source: str) -> dict[str, Any]:
+    """Everything about one checkpoint; `source` says where it came from."""
     windows = windows_for(options, checkpoint, text)
     progress.step(f"loading {checkpoint.class_name}")
     loaded = load_both(options, checkpoint)
@@ -135,7 +148,7 @@ def compare(options: Options, checkpoint: Checkpoint, text: str, progress: Progr
     found = timing.in_turn(ours, theirs, batches, options.repeats, on_round)
     busy = load_of_others.share()
     peaks = peak_memories(options, checkpoint, {"transformers": theirs, "encoders_fast": ours}, batches(0), progress)
-    return summary(options, checkpoint, windows, loaded, found, peaks, busy)
+    return summary(options, checkpoint, source, windows, loaded, found, peaks, busy)
 
 
 def windows_for(options: Options, checkpoint: Checkpoint, text: str) -> texts.Windows:
@@ -145,7 +158,8 @@ def windows_for(options: Options, checkpoint: Checkpoint, text: str) -> texts.Wi
         raise RefusalError(
             f"--length {length} is more than the {longest} positions that {checkpoint.name} has room for"
         )
-    return texts.Windows(load_tokenizer(checkpoint), text, options.batch, length, checkpoint.config.vocab_size)
+    batch = options.batch or DEFAULT_BATCH
+    return texts.Windows(load_tokenizer(checkpoint), text, batch, length, checkpoint.config.vocab_size)
 
 
 def load_both(options: Options, checkpoint: Checkpoint) -> Loaded:
@@ -198,6 +212,7 @@ def peak_memories(
 def summary(
     options: Options,
     checkpoint: Checkpoint,
+    source: str,
     windows: texts.Windows,
     loaded: Loaded,
     found: timing.Timing,
@@ -217,7 +232,7 @@ def summary(
     on_cuda = options.device == "cuda"
     return {
         "class": checkpoint.class_name,
-        "checkpoint": options.checkpoint or "seeded weights in FNet-base's shape, saved and loaded again",
+        "checkpoint": source,
         "parameters": sum(parameter.numel() for parameter in loaded.ours.parameters()),
         "text": options.text or texts.BUILT_IN,
         "text_tokens": len(windows.tokens),

@@ -37,7 +37,22 @@ def fnet_other_length(config: Any, length: int) -> int | None:
     return wanted if refuses and wanted <= config.max_position_embeddings else None
 
 
-FAMILIES = (Family("fnet", "FNet", lambda config: config.max_position_embeddings, fnet_other_length),)
+def any_length(config: Any, length: int) -> int | None:
+    return None
+
+
+def roberta_positions(config: Any) -> int:
+    """The first token's position is pad_token_id + 1."""
+    return config.max_position_embeddings - config.pad_token_id - 1
+
+
+FAMILIES = (
+    Family("big_bird", "BigBird", lambda config: config.max_position_embeddings, any_length),
+    Family("fnet", "FNet", lambda config: config.max_position_embeddings, fnet_other_length),
+    Family("mobilebert", "MobileBert", lambda config: config.max_position_embeddings, any_length),
+    Family("roberta-prelayernorm", "RobertaPreLayerNorm", roberta_positions, any_length),
+    Family("xlm-roberta-xl", "XLMRobertaXL", roberta_positions, any_length),
+)
 
 
 def family_of(checkpoint: str, config: dict[str, Any]) -> Family:

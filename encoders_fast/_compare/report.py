@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 COLUMNS = ("", "median", "spread", "tokens/s", "peak memory")
+DEMO_COLUMNS = (
+    "model",
+    "parameters",
+    "batch",
+    "transformers",
+    "encoders_fast",
+    "faster",
+    "memory, transformers",
+    "encoders_fast",
+    "difference",
+)
 
 
 def side(name: str, dtype: str, seconds: list[float], tokens: int, memory: int | str) -> dict[str, Any]:
@@ -32,17 +44,9 @@ def interquartile_range(values: list[float]) -> float:
 
 
 def render(result: dict[str, Any]) -> str:
-    """The table and what stands around it."""
+    """One checkpoint's table and what stands around it."""
     ours, theirs = result["ours"], result["transformers"]
-    rows = [COLUMNS, *(_cells(row) for row in (theirs, ours)), _ratio_cells(ours, theirs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    table = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    table = _aligned([COLUMNS, *(_cells(row) for row in (theirs, ours)), _ratio_cells(ours, theirs)])
     rule = "-" * max(len(line) for line in table)
     lines = [*_heading(result), "", table[0], rule, *table[1:3], rule, table[3], ""]
     lines += _differences(result)
@@ -50,6 +54,58 @@ def render(result: dict[str, Any]) -> str:
     lines += [f"peak memory: {result['peak_memory_is']}"]
     lines += [f"note: {note}" for note in result["notes"]]
     return "\n".join(lines)
+
+
+def render_demos(results: list[dict[str, Any]]) -> str:
+    """A table with a line for each model."""
+    first = results[0]
+    table = _aligned([DEMO_COLUMNS, *map(_demo_cells, results)])
+    rule = "-" * max(len(line) for line in table)
+    lines = [
+        f"transformers {first['versions']['transformers']} and encoders_fast {first['versions']['encoders_fast']} in"
+        f" turn, {first['repeats']} rounds each, on {first['device_name']}, {first['threads']} threads",
+        first["text"],
+        "",
+        table[0],
+        rule,
+        *table[1:],
+        rule,
+        "",
+    ]
+    for result in results:
+        backends = _backends(result["backends"]) or "none of this library's ops"
+        lines.append(f"{result['class']}, {result['checkpoint']}: {backends}")
+        lines += [f"  note: {note}" for note in result["notes"]]
+    lines.append(f"memory: {first['peak_memory_is']}")
+    lines.append(f"difference: relative L2, at most {first['limit']:.0e} in {first['ours']['dtype']}")
+    return "\n".join(lines)
+
+
+def _demo_cells(result: dict[str, Any]) -> tuple[str, ...]:
+    ours, theirs = result["ours"], result["transformers"]
+    worst = max(found["l2"] for found in result["differences"].values())
+    return (
+        result["class"],
+        f"{result['parameters'] / 1e6:.0f} M",
+        f"{result['batch']} x {result['length']}",
+        seconds(theirs["median"]),
+        seconds(ours["median"]),
+        _ratio_cells(ours, theirs)[3],
+        megabytes(theirs["peak_memory"]),
+        megabytes(ours["peak_memory"]),
+        f"{worst:.1e}" + ("" if result["agree"] else " THEY DIFFER"),
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _heading(result: dict[str, Any]) -> list[str]:

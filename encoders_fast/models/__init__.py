@@ -11,9 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .auto import register_auto_classes as register_auto_classes
+    from .big_bird import *  # noqa: F403
     from .fnet import *  # noqa: F403
+    from .mobilebert import *  # noqa: F403
+    from .roberta_prelayernorm import *  # noqa: F403
+    from .xlm_roberta_xl import *  # noqa: F403
 
 FAMILIES: dict[str, tuple[str, ...]] = {
+    "big_bird": (
+        "BigBirdConfig",
+        "BigBirdForCausalLM",
+        "BigBirdForMaskedLM",
+        "BigBirdForMultipleChoice",
+        "BigBirdForPreTraining",
+        "BigBirdForPreTrainingOutput",
+        "BigBirdForQuestionAnswering",
+        "BigBirdForQuestionAnsweringModelOutput",
+        "BigBirdForSequenceClassification",
+        "BigBirdForTokenClassification",
+        "BigBirdModel",
+        "BigBirdPreTrainedModel",
+    ),
     "fnet": (
         "FNetConfig",
         "FNetForMaskedLM",
@@ -27,8 +45,44 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "FNetModel",
         "FNetPreTrainedModel",
     ),
+    "mobilebert": (
+        "MobileBertConfig",
+        "MobileBertForMaskedLM",
+        "MobileBertForMultipleChoice",
+        "MobileBertForNextSentencePrediction",
+        "MobileBertForPreTraining",
+        "MobileBertForPreTrainingOutput",
+        "MobileBertForQuestionAnswering",
+        "MobileBertForSequenceClassification",
+        "MobileBertForTokenClassification",
+        "MobileBertModel",
+        "MobileBertPreTrainedModel",
+    ),
+    "roberta_prelayernorm": (
+        "RobertaPreLayerNormConfig",
+        "RobertaPreLayerNormForCausalLM",
+        "RobertaPreLayerNormForMaskedLM",
+        "RobertaPreLayerNormForMultipleChoice",
+        "RobertaPreLayerNormForQuestionAnswering",
+        "RobertaPreLayerNormForSequenceClassification",
+        "RobertaPreLayerNormForTokenClassification",
+        "RobertaPreLayerNormModel",
+        "RobertaPreLayerNormPreTrainedModel",
+    ),
+    "xlm_roberta_xl": (
+        "XLMRobertaXLConfig",
+        "XLMRobertaXLForCausalLM",
+        "XLMRobertaXLForMaskedLM",
+        "XLMRobertaXLForMultipleChoice",
+        "XLMRobertaXLForQuestionAnswering",
+        "XLMRobertaXLForSequenceClassification",
+        "XLMRobertaXLForTokenClassification",
+        "XLMRobertaXLModel",
+        "XLMRobertaXLPreTrainedModel",
+    ),
 }
-"""Module of this package -> the public names in it. The module is named after transformers' `model_type`."""
+"""Module of this package -> the public names in it. The module is named after transformers' `model_type`, with an
+underscore for every hyphen."""
 
 _MODULES = {name: family for family, names in FAMILIES.items() for name in names}
 _MODULES["register_auto_classes"] = "auto"

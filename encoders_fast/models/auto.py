@@ -12,6 +12,7 @@ from . import FAMILIES
 _AUTO_CLASSES = {
     "Model": "AutoModel",
     "ForPreTraining": "AutoModelForPreTraining",
+    "ForCausalLM": "AutoModelForCausalLM",
     "ForMaskedLM": "AutoModelForMaskedLM",
     "ForNextSentencePrediction": "AutoModelForNextSentencePrediction",
     "ForSequenceClassification": "AutoModelForSequenceClassification",
@@ -27,18 +28,19 @@ def register_auto_classes(*families: str) -> Callable[[], None]:
     From then on `AutoModelForMaskedLM.from_pretrained("google/fnet-base")` gives an `encoders_fast.FNetForMaskedLM`.
 
     Args:
-        families: model types, "fnet"; all that this library has where none is given.
+        families: model types, "fnet" or "xlm-roberta-xl"; all that this library has where none is given.
 
     Returns: a function that takes the registration back.
 
     Raises: ValueError for a model type that this library does not have.
     """
-    unknown = [family for family in families if family not in FAMILIES]
+    modules = {family: family.replace("-", "_") for family in families or FAMILIES}
+    unknown = [family for family, module in modules.items() if module not in FAMILIES]
     if unknown:
         raise ValueError(f"no models for {', '.join(unknown)}; there are {', '.join(FAMILIES)}")
     undo: list[Callable[[], None]] = []
-    for family in families or FAMILIES:
-        undo.extend(_register(family))
+    for module in modules.values():
+        undo.extend(_register(module))
 
     def unregister() -> None:
         while undo:
@@ -51,9 +53,12 @@ def _register(family: str) -> list[Callable[[], None]]:
     models = __import__(f"{__package__}.{family}", fromlist=["*"])
     name = next(name for name in FAMILIES[family] if name.endswith("Config"))
     prefix, ours, stock = name.removesuffix("Config"), getattr(models, name), getattr(transformers, name)
-    undo = [_put(transformers.AutoConfig, transformers.models.auto.configuration_auto.CONFIG_MAPPING, family, ours)]
+    configs = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    undo = [_put(transformers.AutoConfig, configs, ours.model_type, ours)]
     for suffix, auto_name in _AUTO_CLASSES.items():
         model = getattr(models, prefix + suffix, None)
+        if model is None and suffix == "ForPreTraining":  # some families are pre-trained as masked language models
+            model = getattr(models, prefix + "ForMaskedLM", None)
         if model is not None:
             auto: Any = getattr(transformers, auto_name)
             undo += [_put(auto, auto._model_mapping, config, model) for config in (ours, stock)]

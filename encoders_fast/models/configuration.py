@@ -80,3 +80,136 @@ class FNetConfig(_CallableActivation, transformers.FNetConfig):
         if output.get("fourier_norm") == "backward":  # transformers' own configuration has no such key
             del output["fourier_norm"]
         return output
+
+
+class _RobertaOptions(_CallableActivation):
+    """What the configurations of models of RoBERTa's kind do not save where it is as transformers has it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        if not output.get("pruned_heads"):
+            output.pop("pruned_heads", None)
+        for name, default in {"position_embedding_type": "absolute", "exact_positions": False}.items():
+            if output.get(name) == default:
+                del output[name]
+        return output
+
+
+@_validated
+class RobertaPreLayerNormConfig(_RobertaOptions, transformers.RobertaPreLayerNormConfig):
+    """Configuration of the RoBERTa-PreLayerNorm models: `transformers.RobertaPreLayerNormConfig` and some options more.
+
+    Args:
+        hidden_act: a name that transformers knows, or a function of one tensor.
+        position_embedding_type: "absolute", or "relative_key" or "relative_key_query": attention scores by an embedding
+            of distances in place of position embeddings. (transformers 5 takes it and ignores it.)
+        exact_positions: give every token the position that it was trained with, pad_token_id + 1 and up, in all ways of
+            generation. By default, as in transformers, `generate` counts from 0, a cached decoder that is given
+            inputs_embeds begins anew at every call, and one whose prompt is padded on the left counts the padding.
+        pruned_heads: layer -> heads that `prune_heads` took out.
+        Others: see `transformers.RobertaPreLayerNormConfig`.
+    """
+
+    model_type = "roberta-prelayernorm"
+    hidden_act: Any = "gelu"
+    position_embedding_type: str = "absolute"
+    exact_positions: bool = False
+    pruned_heads: Any = None
+
+
+@_validated
+class XLMRobertaXLConfig(_RobertaOptions, transformers.XLMRobertaXLConfig):
+    """Configuration of the XLM-RoBERTa-XL models: `transformers.XLMRobertaXLConfig` and some options more.
+
+    Args:
+        hidden_act, position_embedding_type, exact_positions, pruned_heads: see `RobertaPreLayerNormConfig`.
+        Others: see `transformers.XLMRobertaXLConfig`.
+    """
+
+    model_type = "xlm-roberta-xl"
+    hidden_act: Any = "gelu"
+    position_embedding_type: str = "absolute"
+    exact_positions: bool = False
+    pruned_heads: Any = None
+
+
+@_validated
+class BigBirdConfig(_CallableActivation, transformers.BigBirdConfig):
+    """Configuration of the BigBird models: `transformers.BigBirdConfig` and some options more.
+
+    Args:
+        hidden_act: a name that transformers knows, or a function of one tensor.
+        causal_block_sparse: whether a decoder with block_sparse attention is causal. False is transformers' behaviour:
+            every token sees those behind it.
+        random_plan: where the random blocks are. "transformers" draws them in training, and in evaluation takes the
+            first block num_random_blocks times; "original", as the paper's code and the published checkpoints, has them
+            in both; "anywhere", for models trained from scratch, draws them from the whole sequence, in both, where the
+            two others draw from its beginning.
+        window_blocks: how many blocks around its own one each block sees, an odd number. (transformers: 3.)
+        global_blocks: the blocks that see all and are seen by all, counted from 0, or from the end by negative numbers.
+            (transformers: the first and the last.)
+        extra_global_tokens: so many tokens at the start are global too; a multiple of block_size.
+            Each of these three needs random_plan="anywhere" and an encoder.
+        block_sparse_dropout: whether attention_probs_dropout_prob holds for block_sparse too. (transformers: no.)
+        self_attention_beside_encoder: what a decoder with cross attention does where encoder_hidden_states are given.
+            False is transformers' behaviour: its self-attention attends to the encoder as well, so that no token sees
+            another one, its cross attention ignores encoder_attention_mask, and with a cache takes the other's keys and
+            values. True is attention to the tokens before, then to the encoder's.
+        pruned_heads: layer -> heads that `prune_heads` took out.
+        Others: see `transformers.BigBirdConfig`. num_random_blocks may be 0.
+    """
+
+    model_type = "big_bird"
+    hidden_act: Any = "gelu_new"
+    causal_block_sparse: bool = True
+    random_plan: str = "transformers"
+    window_blocks: int = 3
+    global_blocks: Any = (0, -1)
+    extra_global_tokens: int = 0
+    block_sparse_dropout: bool = False
+    self_attention_beside_encoder: bool = False
+    pruned_heads: Any = None
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        for name, default in BIG_BIRD_OPTIONS.items():
+            value = output.get(name, default)
+            if (tuple(value) if isinstance(value, list) else value) == default:
+                output.pop(name, None)  # transformers' own configuration has no such key
+        return output
+
+
+BIG_BIRD_OPTIONS: dict[str, Any] = {
+    "causal_block_sparse": True,
+    "random_plan": "transformers",
+    "window_blocks": 3,
+    "global_blocks": (0, -1),
+    "extra_global_tokens": 0,
+    "block_sparse_dropout": False,
+    "self_attention_beside_encoder": False,
+    "pruned_heads": None,
+}
+"""The options of `BigBirdConfig` that transformers' own does not have, and their defaults."""
+
+
+@_validated
+class MobileBertConfig(_CallableActivation, transformers.MobileBertConfig):
+    """Configuration of the MobileBERT models: `transformers.MobileBertConfig` and one option more.
+
+    Args:
+        hidden_act: a name that transformers knows, or a function of one tensor.
+        key_query_shared_bottleneck: False, without use_bottleneck_attention, makes query, key and value of the wide
+            stream, as in Google's own code. (transformers builds such a model and raises in its first forward.)
+        pruned_heads: layer -> heads that `prune_heads` took out.
+        Others: see `transformers.MobileBertConfig`.
+    """
+
+    model_type = "mobilebert"
+    hidden_act: Any = "relu"
+    pruned_heads: Any = None
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        if output.get("pruned_heads") is None:  # transformers' own configuration has no such key
+            output.pop("pruned_heads", None)
+        return output

@@ -68,6 +68,14 @@ def fold_choices(inputs: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
     return tensor.shape[0], tensor.shape[1], folded
 
 
+def readable(tensor: Tensor) -> bool:
+    """True where looking at a tensor's values costs next to nothing: a GPU would have to be waited for, and in a trace
+    there are none."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    return not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack()
+
+
 @torch.compiler.assume_constant_result  # under torch.compile: once, while tracing
 def warn_once(sentence: str) -> None:
     """Warn, the first time in this process that `sentence` is to be said."""

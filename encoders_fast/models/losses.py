@@ -20,12 +20,25 @@ def check_labels(name: str, labels: Tensor | None, *shapes: tuple[int, ...]) -> 
         raise ValueError(f"{name} {tuple(labels.shape)} must be {' or '.join(map(str, shapes))}")
 
 
-def class_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """Mean cross entropy of logits [..., classes] over the labels [...] that are not `ignore_index`."""
+def class_loss(logits: Tensor, labels: Tensor, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+    """Mean, or "sum", of the cross entropies of logits [..., classes] and those labels [...] that are not
+    `ignore_index`."""
     if labels.dtype not in _INTEGERS:
         raise TypeError(f"class labels must be integers; they are {labels.dtype}")
     labels = labels.to(logits.device, torch.int64).flatten()
-    return F.cross_entropy(_wide(logits).flatten(0, -2), labels, ignore_index=ignore_index)
+    return F.cross_entropy(_wide(logits).flatten(0, -2), labels, ignore_index=ignore_index, reduction=reduction)
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, items: Tensor | int | None = None) -> Tensor:
+    """Mean cross entropy of each token's logits [B, T, V] and the label [B, T] of the one behind it.
+
+    `items`, where it is given, is what their sum is divided by: Trainer's count of labels over several batches.
+    """
+    following = F.pad(labels[:, 1:], (0, 1), value=-100)
+    if items is None:
+        return class_loss(logits, following)
+    total = class_loss(logits, following, reduction="sum")
+    return total / (items.to(total.device) if isinstance(items, Tensor) else items)
 
 
 def span_loss(start_logits: Tensor, end_logits: Tensor, start: Tensor, end: Tensor) -> Tensor:

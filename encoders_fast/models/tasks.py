@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import (
+    CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
     ModelOutput,
     MultipleChoiceModelOutput,
@@ -26,7 +28,7 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import PreTrainedModel
 
 from .inputs import fold_choices, leading_shape
-from .losses import check_labels, check_sequence_labels, class_loss, sequence_loss, span_loss
+from .losses import check_labels, check_sequence_labels, class_loss, next_token_loss, sequence_loss, span_loss
 
 if TYPE_CHECKING:
     from transformers.modeling_utils import PreTrainedModel as _Base
@@ -39,6 +41,8 @@ class Family(_Base):
 
     backbone: type[PreTrainedModel]
     """The family's Model; it takes `add_pooling_layer`."""
+    linear: type[nn.Linear] = nn.Linear
+    """What a head of one matrix is."""
     always_pools: bool
     """Whether heads that read single tokens have a pooler in their checkpoints all the same."""
     language_head: type[nn.Module]
@@ -48,6 +52,10 @@ class Family(_Base):
     pretraining_output: type[ModelOutput]
     masked_loss_alone: bool
     """Whether pre-training with `labels` and no `next_sentence_label` has a loss."""
+    caches_with_labels = False
+    """Whether a causal language model that is given labels returns its cache as well."""
+    token_loss_skips_padding = False
+    """Whether token classification counts no label of a token that attention_mask hides."""
 
 
 class Task(Family):
@@ -132,6 +140,38 @@ class MaskedLM(LanguageModel):
         return MaskedLMOutput(loss=loss, logits=logits, **carried(encoded))
 
 
+class CausalLM(LanguageModel):
+    """Logits [B, T, V] of the token behind each token; labels [B, T] are the tokens themselves, -100 where one does not
+    count."""
+
+    def answer(
+        self, inputs: dict[str, Any], labels: Tensor | None = None, logits_to_keep: int | Tensor = 0
+    ) -> CausalLMOutputWithCrossAttentions:
+        B, T = leading_shape(inputs)
+        check_labels("labels", labels, (B, T))
+        if labels is not None:
+            if not isinstance(logits_to_keep, int) or logits_to_keep != 0:
+                raise ValueError(f"with labels every logit counts: logits_to_keep must be 0; it is {logits_to_keep}")
+            if not self.caches_with_labels:
+                inputs = {**inputs, "use_cache": False}
+        encoded = self.encode(inputs)
+        logits = self.language(kept_states(encoded.last_hidden_state, logits_to_keep))
+        loss = None if labels is None else next_token_loss(logits, labels, inputs.get("num_items_in_batch"))
+        names = ("past_key_values", "cross_attentions")
+        passed = {name: encoded[name] for name in names if encoded.get(name) is not None}
+        return CausalLMOutputWithCrossAttentions(loss=loss, logits=logits, **carried(encoded), **passed)
+
+
+def kept_states(h: Tensor, keep: int | Tensor) -> Tensor:
+    """Of h [B, T, D] the last `keep` tokens, all for 0, or those that a tensor names: [n] or [B, n] by their numbers,
+    [B, T] by True."""
+    if isinstance(keep, int):
+        return h[:, -keep:]
+    if keep.dim() == 1:
+        return h[:, keep]
+    return h[keep] if keep.dtype == torch.bool else h.take_along_dim(keep[..., None], dim=1)
+
+
 class PreTraining(LanguageModel):
     """Token logits [B, T, V] and sentence order logits [B, 2]; the loss is the sum of both tasks' losses."""
 
@@ -139,7 +179,7 @@ class PreTraining(LanguageModel):
 
     def add_head(self, config: Any) -> None:
         super().add_head(config)
-        self.cls.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.cls.seq_relationship = self.linear(config.hidden_size, 2)
 
     def answer(
         self, inputs: dict[str, Any], labels: Tensor | None = None, next_sentence_label: Tensor | None = None
@@ -167,7 +207,7 @@ class NextSentencePrediction(Task):
 
     def add_head(self, config: Any) -> None:
         self.cls = nn.Module()
-        self.cls.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.cls.seq_relationship = self.linear(config.hidden_size, 2)
 
     def answer(self, inputs: dict[str, Any], labels: Tensor | None = None) -> NextSentencePredictorOutput:
         B, _ = leading_shape(inputs)
@@ -182,11 +222,12 @@ class SequenceClassification(Task):
     """Class logits [B, num_labels] from the pooler; labels [B] or [B, num_labels], see `losses.problem_type`."""
 
     pools = True
+    classifier: nn.Module
 
     def add_head(self, config: Any) -> None:
         self.num_labels = config.num_labels
         self.dropout = head_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = self.linear(config.hidden_size, config.num_labels)
 
     def classify(self, encoded: Any) -> Tensor:
         return self.classifier(self.dropout(encoded.pooler_output))
@@ -200,6 +241,34 @@ class SequenceClassification(Task):
         return SequenceClassifierOutput(loss=loss, logits=logits, **carried(encoded))
 
 
+class ClassificationHead(nn.Module):
+    """out_proj(dropout(act(dense(dropout(h of the first token))))): [B, T, D] -> [B, num_labels]."""
+
+    def __init__(self, config: Any, act: Callable[[Tensor], Tensor] = torch.tanh) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = head_dropout(config)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+        self.act = act
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = self.act(self.dense(self.dropout(h[:, 0])))
+        return self.out_proj(self.dropout(h))
+
+
+class FirstTokenClassification(SequenceClassification):
+    """Sequence classification by a head of its own in place of the pooler."""
+
+    pools = False
+
+    def add_head(self, config: Any) -> None:
+        self.num_labels = config.num_labels
+        self.classifier = ClassificationHead(config)
+
+    def classify(self, encoded: Any) -> Tensor:
+        return self.classifier(encoded.last_hidden_state)
+
+
 class MultipleChoice(Task):
     """Choice logits [B, choices]; every input is [B, choices, T, ...], labels [B] hold the right choice."""
 
@@ -207,7 +276,7 @@ class MultipleChoice(Task):
 
     def add_head(self, config: Any) -> None:
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.classifier = self.linear(config.hidden_size, 1)
 
     def answer(self, inputs: dict[str, Any], labels: Tensor | None = None) -> MultipleChoiceModelOutput:
         B, choices, inputs = fold_choices(inputs)
@@ -224,13 +293,16 @@ class TokenClassification(Task):
     def add_head(self, config: Any) -> None:
         self.num_labels = config.num_labels
         self.dropout = head_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = self.linear(config.hidden_size, config.num_labels)
 
     def answer(self, inputs: dict[str, Any], labels: Tensor | None = None) -> TokenClassifierOutput:
         B, T = leading_shape(inputs)
         check_labels("labels", labels, (B, T), (B * T,))
         encoded = self.encode(inputs)
         logits = self.classifier(self.dropout(encoded.last_hidden_state))
+        mask = inputs.get("attention_mask") if self.token_loss_skips_padding else None
+        if labels is not None and mask is not None and mask.dim() == 2:
+            labels = labels.view(B, T).masked_fill(mask.view(B, T).to(labels.device) != 1, -100)
         loss = None if labels is None else class_loss(logits, labels)
         return TokenClassifierOutput(loss=loss, logits=logits, **carried(encoded))
 
@@ -242,7 +314,7 @@ class QuestionAnswering(Task):
         if config.num_labels != 2:
             raise ValueError(f"question answering needs num_labels = 2, start and end; it is {config.num_labels}")
         self.num_labels = config.num_labels
-        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.qa_outputs = self.linear(config.hidden_size, config.num_labels)
 
     def answer(
         self, inputs: dict[str, Any], start_positions: Tensor | None = None, end_positions: Tensor | None = None

@@ -11,6 +11,23 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _causal_big_bird(monkeypatch):
+    """Some versions of transformers (5.17) forget that a BigBird decoder with full attention is causal. Those before
+    and after do not, and they are what ours is compared with."""
+    modeling = transformers.models.big_bird.modeling_big_bird
+    bidirectional = getattr(modeling, "create_bidirectional_mask", None)
+    if bidirectional is None or hasattr(modeling, "create_causal_mask"):
+        return
+
+    def mask(config, encoder_hidden_states=None, **kwargs):
+        if config.is_decoder and encoder_hidden_states is None:
+            return transformers.masking_utils.create_causal_mask(config=config, past_key_values=None, **kwargs)
+        return bidirectional(config=config, encoder_hidden_states=encoder_hidden_states, **kwargs)
+
+    monkeypatch.setattr(modeling, "create_bidirectional_mask", mask)
+
+
 @pytest.fixture(scope="session")
 def sentences() -> list[str]:
     """English that every Python carries."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 import encoders_fast.models as ours
 from tests.closeness import assert_as_good_as, relative_error
@@ -16,6 +17,19 @@ TOKENS = 12
 CHOICES = 3
 
 SMALL: dict[str, dict[str, Any]] = {
+    "BigBird": {
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 37,
+        "max_position_embeddings": 64,
+        "type_vocab_size": 3,
+        "pad_token_id": 3,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "attention_type": "original_full",
+    },
     "FNet": {
         "vocab_size": 99,
         "hidden_size": 32,
@@ -25,6 +39,43 @@ SMALL: dict[str, dict[str, Any]] = {
         "type_vocab_size": 4,
         "pad_token_id": 3,
         "hidden_dropout_prob": 0.0,
+    },
+    "MobileBert": {
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "embedding_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intra_bottleneck_size": 24,
+        "intermediate_size": 37,
+        "num_feedforward_networks": 3,
+        "max_position_embeddings": 64,
+        "type_vocab_size": 3,
+        "pad_token_id": 3,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    "RobertaPreLayerNorm": {
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 37,
+        "max_position_embeddings": 64,
+        "type_vocab_size": 3,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    "XLMRobertaXL": {
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 37,
+        "max_position_embeddings": 64,
+        "type_vocab_size": 3,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
     },
 }
 """A small configuration of each family: none of its sizes equal where they could be confused."""
@@ -42,6 +93,8 @@ def config(name: str, library: Any = ours, **options: Any) -> Any:
     """A small configuration for the model called `name`, ours or (library=transformers) stock."""
     if "num_labels" not in options and ("TokenClass" in name or "SequenceClass" in name):
         options = {"num_labels": 3, **options}
+    if "CausalLM" in name:
+        options = {"is_decoder": True, **options}
     return getattr(library, f"{family(name)}Config")(**{**SMALL[family(name)], **options})
 
 
@@ -51,7 +104,7 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        is_scale = name.endswith("LayerNorm.weight")
+        is_scale = name.lower().replace("_", "").endswith("layernorm.weight")
         parameter.copy_(1 + 0.3 * noise if is_scale else noise * (0.3 if parameter.dim() == 1 else 0.2))
 
 
@@ -86,6 +139,9 @@ def batch(name: str, model_config: Any, labels: bool = False, B: int = 2, T: int
         "input_ids": integers(model_config.vocab_size, *leading, T),
         "token_type_ids": integers(model_config.type_vocab_size, *leading, T),
     }
+    if hasattr(model_config, "num_attention_heads"):  # the last sequence ends in padding
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["attention_mask"][-1, ..., T - T // 4 :] = 0
     if not labels:
         return inputs
     if "QuestionAnswering" in name:
@@ -93,7 +149,7 @@ def batch(name: str, model_config: Any, labels: bool = False, B: int = 2, T: int
     token_labels = integers(model_config.vocab_size, B, T).masked_fill(integers(4, B, T) == 0, -100)
     if "PreTraining" in name:
         return inputs | {"labels": token_labels, "next_sentence_label": integers(2, B)}
-    if "MaskedLM" in name:
+    if "MaskedLM" in name or "CausalLM" in name:
         return inputs | {"labels": token_labels}
     if "TokenClass" in name:
         return inputs | {"labels": integers(model_config.num_labels, B, T)}
@@ -106,6 +162,9 @@ def tensors(output: Any) -> Iterator[tuple[str, Tensor]]:
     for name, value in output.items():
         if isinstance(value, Tensor):
             yield name, value
+        elif isinstance(value, Cache):
+            for i, layer in enumerate(value.layers):
+                yield from ((f"{name}[{i}].keys", layer.keys), (f"{name}[{i}].values", layer.values))
         else:
             for i, part in enumerate(value):
                 yield f"{name}[{i}]", part

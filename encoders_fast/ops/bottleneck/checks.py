@@ -8,22 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _dropout
 from ..fourier_mixing.checks import check_dtype, check_tensors
 from .parameters import Parameters
 from .products import ACTIVATIONS
-
-__all__ = [
-    "check_activation",
-    "check_activations",
-    "check_dropout",
-    "check_eps",
-    "check_projection",
-    "check_tensors",
-    "tensors_of",
-]
-
-check_dropout = _dropout.check
 
 
 def check_projection(name: str, projection: Sequence[Any], widths: tuple[int | None, int], normed: bool) -> int:
@@ -74,7 +61,7 @@ def check_activation(activation: Any) -> None:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; it is {activation!r}")
 
 
-def tensors_of(parameters: Parameters) -> Iterator[tuple[str, Tensor]]:
+def _named(parameters: Parameters) -> Iterator[tuple[str, Tensor]]:
     for kind in ("matrices", "biases", "norms"):
         for i, tensor in enumerate(getattr(parameters, kind)):
             yield f"{kind}[{i}]", tensor
@@ -82,7 +69,7 @@ def tensors_of(parameters: Parameters) -> Iterator[tuple[str, Tensor]]:
 
 def check_devices_and_dtypes(parameters: Parameters, **activations: Tensor) -> None:
     (name, first), *_ = activations.items()
-    for other, tensor in (*activations.items(), *tensors_of(parameters)):
+    for other, tensor in (*activations.items(), *_named(parameters)):
         check_dtype(other, tensor)
         if tensor.layout != torch.strided:
             raise TypeError(f"{other} must be a dense tensor; its layout is {tensor.layout}")

@@ -32,13 +32,13 @@ from torch import Tensor
 
 from ... import _dispatch
 from ..._dispatch import Backend, Key
+from ..._dropout import check as check_dropout
 from . import reference
 from .autograd import ffn_op, ffn_statics, input_op, input_statics
 from .checks import (
     check_activation,
     check_activations,
     check_devices_and_dtypes,
-    check_dropout,
     check_projection,
 )
 from .parameters import NormedProjection, Parameters, Projection, in_autocast, pack, promote

@@ -146,7 +146,8 @@ def bottleneck_ffn(
     drop, last = _Dropout(dropout_p, rng_state), len(parameters.eps) - 1
     u = _norm(parameters, 0, _attended(attention, u0, h is None, parameters, drop))
     for i in range(1, last + (h is None)):
-        u = _norm(parameters, i, _feed_forward(i, u, h is None and i == last, parameters, activation, drop).sum)
+        hidden = activate(_product(parameters, 2 * i - 1, u), activation)
+        u = _norm(parameters, i, _contracted(i, u, hidden, h is None and i == last, parameters, drop))
     return u if h is None else _norm(parameters, last, h + drop(_product(parameters, -1, u), LAYER_OUTPUT))
 
 
@@ -155,11 +156,10 @@ def _attended(attention: Tensor, u0: Tensor, drops: bool, parameters: Parameters
     return u0 + (drop(x, ATTENTION_OUTPUT) if drops else x)
 
 
-def _feed_forward(i: int, u: Tensor, drops: bool, parameters: Parameters, activation: str, drop: _Dropout) -> _Block:
-    """Block i, counted from 1."""
-    before = _product(parameters, 2 * i - 1, u)
-    x = _product(parameters, 2 * i, activate(before, activation))
-    return _Block(u, before, u + (drop(x, LAYER_OUTPUT) if drops else x))
+def _contracted(i: int, u: Tensor, hidden: Tensor, drops: bool, parameters: Parameters, drop: _Dropout) -> Tensor:
+    """What block i, counted from 1, normalizes."""
+    x = _product(parameters, 2 * i, hidden)
+    return u + (drop(x, LAYER_OUTPUT) if drops else x)
 
 
 def bottleneck_ffn_backward(
@@ -178,7 +178,9 @@ def bottleneck_ffn_backward(
     attended = _attended(attention, u0, h is None, parameters, drop)
     u, blocks = _norm(parameters, 0, attended), []
     for i in range(1, last + (h is None)):
-        blocks.append(_feed_forward(i, u, h is None and i == last, parameters, activation, drop))
+        before = _product(parameters, 2 * i - 1, u)
+        hidden = activate(before, activation)
+        blocks.append(_Block(u, before, _contracted(i, u, hidden, h is None and i == last, parameters, drop)))
         u = _norm(parameters, i, blocks[-1].sum)
 
     dh, du = None, dy
