@@ -191,8 +191,8 @@ def encoder_states(model: Any, sign: float = 1.0) -> dict[str, Tensor]:
 def decode(model: Any) -> Results:
     """At once; then a prompt padded on the left, one token after it and two more, with tuples in between.
 
-    The encoder's keys are in the cache then, and the encoder's states no longer matter: others are given. A padded token
-    sees no token at all, and what each attention function makes of that is left out."""
+    The encoder's keys are in the cache then, and the encoder's states no longer matter: others are given. A padded
+    token sees no token at all, and what each attention function makes of that is left out."""
     ids = integers("input_ids", 3, model.config.vocab_size, 2, TOKENS)
     mask = torch.ones_like(ids)
     padded = 3
