@@ -36,7 +36,7 @@ DEMOS = (
     Demo(
         "FNetForMaskedLM",
         "FNet-base",
-        4,
+        2,
         512,
         {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072, "max_position_embeddings": 512},
     ),

@@ -26,13 +26,13 @@ from transformers.models.big_bird.modeling_big_bird import (
 
 from . import tasks
 from .activations import activation
+from .arguments import LabelArguments, MaskedArguments
 from .big_bird_layers import BigBirdIntermediate, BigBirdOutput
 from .big_bird_model import BigBirdModel, BigBirdPreTrainedModel
 from .configuration import BigBirdConfig
 from .inputs import leading_shape, warn_once
 from .language_heads import BertLanguageHead
 from .losses import check_labels, span_loss
-from .roberta_heads import LabelArguments, MaskedArguments
 
 __all__ = [
     "BigBirdConfig",

@@ -21,10 +21,9 @@ from .big_bird_layers import BigBirdEmbeddings, BigBirdEncoder
 from .big_bird_patterns import check_attention_type, check_pattern, longest_full, option
 from .configuration import BigBirdConfig
 from .decoding import as_given, cached_tokens, open_cache
-from .inputs import check_tokens, one_of
+from .inputs import check_keywords, check_tokens, one_of
 from .language_heads import BertLanguageHead
 from .pruning import PrunesHeads
-from .roberta import check_keywords
 
 
 class BigBirdPreTrainedModel(PrunesHeads, PreTrainedModel):

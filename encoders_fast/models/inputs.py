@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _warned: set[str] = set()
 
@@ -51,6 +51,13 @@ def check_tokens(
             raise TypeError(f"{name} must be int64 or int32; they are {tensor.dtype}")
         if tuple(tensor.shape) not in ((B, T), (1, T), (T,)):
             raise ValueError(f"{name} {tuple(tensor.shape)} must be {(B, T)}, one id per token")
+
+
+def check_keywords(model: nn.Module, keywords: dict[str, Any]) -> None:
+    """Pass what Trainer gives to every model; raise TypeError for any other keyword."""
+    unknown = [name for name in keywords if name != "num_items_in_batch"]
+    if unknown:
+        raise TypeError(f"{type(model).__name__} has no argument {', '.join(map(repr, unknown))}")
 
 
 def fold_choices(inputs: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:

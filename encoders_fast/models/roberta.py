@@ -20,7 +20,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .. import _dropout
 from .attention import EVERYTHING, head_masks, make_mask
 from .decoding import as_given, cached_tokens, open_cache
-from .inputs import check_tokens, one_of, readable
+from .inputs import check_keywords, check_tokens, one_of, readable
 from .language_heads import RobertaLanguageHead
 from .pre_layer_norm import Pass
 from .pruning import PrunesHeads
@@ -286,13 +286,6 @@ class RobertaEncoderModel(RobertaPreTrainedModel):
             attentions=[] if output_attentions else None,
             cross_attentions=[] if output_attentions and crosses else None,
         )
-
-
-def check_keywords(model: nn.Module, keywords: dict[str, Any]) -> None:
-    """Pass what Trainer gives to every model; raise TypeError for any other keyword."""
-    unknown = [name for name in keywords if name != "num_items_in_batch"]
-    if unknown:
-        raise TypeError(f"{type(model).__name__} has no argument {', '.join(map(repr, unknown))}")
 
 
 def check_encoder(config: Any, encoder_hidden_states: Tensor | None, tokens: Tensor) -> None:

@@ -17,11 +17,11 @@ from transformers.generation import GenerationMixin
 
 from . import tasks
 from .activations import activate, activation
+from .arguments import CausalArguments, ChoiceArguments, LabelArguments, MaskedArguments, SpanArguments
 from .configuration import RobertaPreLayerNormConfig
 from .language_heads import RobertaLanguageHead
 from .pre_layer_norm import PreLayerNormAttention, PreLayerNormEncoder, PreLayerNormLayer
 from .roberta import RobertaEmbeddings, RobertaEncoderModel, RobertaPooler, RobertaPreTrainedModel
-from .roberta_heads import CausalArguments, ChoiceArguments, LabelArguments, MaskedArguments, SpanArguments
 
 __all__ = [
     "RobertaPreLayerNormConfig",

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._checks import DTYPES, check_tensors
 from .pattern import BlockSparsePattern
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Options(NamedTuple):
@@ -25,12 +24,6 @@ class Options(NamedTuple):
     """int64 [2], there where dropout_p > 0"""
     dropout_p: float
     scale: float
-
-
-def check_tensors(**tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor; it is {type(tensor).__name__}")
 
 
 def check_query_and_key(query: Tensor, key: Tensor, pattern: BlockSparsePattern, **others: Tensor) -> None:

@@ -24,9 +24,10 @@ from torch import Tensor
 from ... import _dispatch
 from ..._dispatch import Backend, Key
 from ..._dropout import check as check_dropout
+from .._checks import check_tensors
 from . import reference
 from .autograd import attention_op, statics
-from .checks import check_head_mask, check_padding_mask, check_query_and_key, check_scale, check_tensors
+from .checks import check_head_mask, check_padding_mask, check_query_and_key, check_scale
 from .pattern import BlockSparsePattern
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_padding_mask, check_query_and_key, check_scale, check_tensors
+from .._checks import check_tensors
+from .checks import check_padding_mask, check_query_and_key, check_scale
 from .pattern import BlockSparsePattern
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..._dropout import keep_elements
+from .._checks import wide
 from .checks import Options
 from .constructors import Lists
 
@@ -127,13 +128,9 @@ def _exponentials(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return weights, largest, weights.sum(-1, keepdim=True)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 def _blocks(tensor: Tensor, block: int, fill: float = 0.0) -> Tensor:
     """[B, H, T, K] as [B * H * blocks, block, K], in the wide dtype; `fill` completes the last block."""
-    tensor = F.pad(_wide(tensor), (0, 0, 0, -tensor.shape[2] % block), value=fill)
+    tensor = F.pad(wide(tensor), (0, 0, 0, -tensor.shape[2] % block), value=fill)
     return tensor.reshape(-1, block, tensor.shape[3])
 
 
@@ -191,7 +188,7 @@ def _weightless_keys(query: Tensor, tokens: int, padded: int, key_padding_mask: 
     """[B, padded]: -inf for padded keys and for those behind the last one, 0 for the others."""
     real = query.new_zeros(query.shape[0], padded, dtype=torch.bool)
     real[:, :tokens] = True if key_padding_mask is None else key_padding_mask
-    return torch.zeros_like(real, dtype=_wide(query[:0]).dtype).masked_fill_(~real, float("-inf"))
+    return torch.zeros_like(real, dtype=wide(query[:0]).dtype).masked_fill_(~real, float("-inf"))
 
 
 def _kept(elements: Tensor, options: Options, dtype: torch.dtype) -> Tensor:

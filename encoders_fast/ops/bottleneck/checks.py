@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..fourier_mixing.checks import check_dtype, check_tensors
+from .._checks import check_dtype, check_tensors
 from .parameters import Parameters
 from .products import ACTIVATIONS
 

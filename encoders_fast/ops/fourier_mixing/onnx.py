@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._decomp import register_decomposition
 from torch.nn import functional as F
 
+from .._checks import wide
 from . import op as _op  # noqa: F401  defines the torch ops below
 
 
@@ -42,20 +43,16 @@ def _mix(x: Tensor, norm: str) -> Tensor:
     return y / math.sqrt(D) / T**0.5 if norm == "ortho" else y
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 @register_decomposition(torch.ops.encoders_fast.fourier_mixing.default)
 def fourier_mixing(x: Tensor, norm: str, backend: str | None) -> Tensor:
-    return _mix(_wide(x), norm).to(x.dtype)
+    return _mix(wide(x), norm).to(x.dtype)
 
 
 @register_decomposition(torch.ops.encoders_fast.fourier_mixing_layer_norm.default)
 def fourier_mixing_layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, norm: str, keep: bool, backend: str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    s = _wide(x) + _mix(_wide(x), norm)
+    s = wide(x) + _mix(wide(x), norm)
     width = x.shape[2:]
     y = F.layer_norm(s, width, weight.to(s.dtype), bias.to(s.dtype), eps).to(x.dtype)
     if not keep:

@@ -27,9 +27,10 @@ from torch.autograd import forward_ad
 
 from ... import _dispatch, _native
 from ..._dispatch import Backend, Key
+from .._checks import check_tensors, promote
 from . import reference
 from .autograd import layer_norm_op, mixing_op
-from .checks import check, check_layer_norm, check_tensors, promote
+from .checks import check, check_layer_norm
 
 
 def fourier_mixing(x: Tensor, norm: str = "backward") -> Tensor:

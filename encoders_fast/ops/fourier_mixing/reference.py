@@ -8,9 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+from .._checks import wide
 
 
 def _mix(x: Tensor, norm: str) -> Tensor:
@@ -18,13 +16,13 @@ def _mix(x: Tensor, norm: str) -> Tensor:
 
 
 def fourier_mixing(x: Tensor, norm: str) -> Tensor:
-    return _mix(_wide(x), norm).to(x.dtype).contiguous()
+    return _mix(wide(x), norm).to(x.dtype).contiguous()
 
 
 def fourier_mixing_layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, norm: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    s = _wide(x) + _mix(_wide(x), norm)
+    s = wide(x) + _mix(wide(x), norm)
     rstd = (s.var(-1, unbiased=False) + eps).rsqrt()
     normalized = (s - s.mean(-1, keepdim=True)) * rstd[..., None]
     y = (normalized * weight + bias).to(x.dtype).contiguous()
@@ -36,9 +34,9 @@ def fourier_mixing_layer_norm(
 def fourier_mixing_layer_norm_backward(
     dy: Tensor, weight: Tensor, normalized: Tensor, rstd: Tensor, norm: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    n, g = _wide(normalized), _wide(dy) * weight
+    n, g = wide(normalized), wide(dy) * weight
     ds = rstd[..., None] * (g - g.mean(-1, keepdim=True) - n * (g * n).mean(-1, keepdim=True))
     dx = (ds + _mix(ds, norm)).to(dy.dtype)
-    dweight = (_wide(dy) * n).sum((0, 1)).to(weight.dtype)
-    dbias = _wide(dy).sum((0, 1)).to(weight.dtype)
+    dweight = (wide(dy) * n).sum((0, 1)).to(weight.dtype)
+    dbias = wide(dy).sum((0, 1)).to(weight.dtype)
     return dx.contiguous(), dweight, dbias

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from ... import _dropout
-from ..fourier_mixing import checks
-from ..fourier_mixing.checks import check_dtype, check_tensors
-
-__all__ = ["check", "check_tensors", "promote"]
+from .. import _checks
+from .._checks import check_dtype, check_eps, check_parameter
 
 
 def promote(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -19,7 +17,7 @@ def promote(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[
     check_dtype("x", x)
     check_dtype("residual", residual)
     x = x.to(torch.promote_types(x.dtype, residual.dtype))
-    x, weight, bias = checks.promote(x, weight, bias)
+    x, weight, bias = _checks.promote(x, weight, bias)
     return x, residual.to(x.dtype), weight, bias
 
 
@@ -36,20 +34,13 @@ def check(
         raise ValueError(f"x must be [..., width], with a width of at least 1; its shape is {tuple(x.shape)}")
     if x.shape != residual.shape:
         raise ValueError(f"x {tuple(x.shape)} and residual {tuple(residual.shape)} differ")
-    width, device = x.shape[-1:], x.device
     for name, tensor in (("x", x), ("residual", residual), ("weight", weight), ("bias", bias)):
         check_dtype(name, tensor)
         if tensor.layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor; its layout is {tensor.layout}")
-        if tensor.device != device:
-            raise ValueError(f"{name} is on {tensor.device}, x is on {device}")
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter.shape != width:
-            raise ValueError(
-                f"{name} {tuple(parameter.shape)} must be ({x.shape[-1]},), the width of x {tuple(x.shape)}"
-            )
-    if not isinstance(eps, (int, float)):
-        raise TypeError(f"eps must be a number; it is {eps!r}")
-    if not eps >= 0:
-        raise ValueError(f"eps must not be negative; it is {eps}")
-    _dropout.check(dropout_p, rng_state, device)
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x is on {x.device}")
+    check_parameter("weight", weight, x)
+    check_parameter("bias", bias, x)
+    check_eps(eps)
+    _dropout.check(dropout_p, rng_state, x.device)

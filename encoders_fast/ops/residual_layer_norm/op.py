@@ -21,9 +21,10 @@ from torch import Tensor
 
 from ... import _dispatch
 from ..._dispatch import Backend, Key
+from .._checks import check_tensors
 from . import reference
 from .autograd import residual_layer_norm_op
-from .checks import check, check_tensors, promote
+from .checks import check, promote
 
 
 def residual_layer_norm(

@@ -1,4 +1,4 @@
-"""The heads of models of RoBERTa's kind: their order of arguments, one class for each order, over the tasks."""
+"""The order of arguments that the heads of the attending families share, one class for each order, over the tasks."""
 
 from __future__ import annotations
 
