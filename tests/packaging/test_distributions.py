@@ -55,6 +55,7 @@ def test_wheel_in_a_new_environment(distributions: Distributions, tmp_path: Path
     outside = tmp_path / "outside"
     # The modules reach every op, and this op's tests every native kernel; the rest has run against these files before.
     tests = [*(ROOT / "tests" / "modules").glob("*.py"), ROOT / "tests" / "ops" / "test_fourier_mixing.py"]
+    tests += (ROOT / "tests" / "ops").glob("*_cases.py")  # what the modules' tests share with the ops'
     for path in (ROOT / "pyproject.toml", *tests, *(ROOT / "tests").glob("*.py")):
         to = outside / path.relative_to(ROOT)
         to.parent.mkdir(parents=True, exist_ok=True)
