@@ -35,9 +35,11 @@ def activation(hidden_act: str | Callable[..., Any]) -> Callable[[Tensor], Tenso
 
 
 def unobserved(*modules: nn.Module) -> bool:
-    """True where no hook sees what these modules take or return, so that their work may be fused."""
-    observed = hooks._global_forward_hooks or hooks._global_forward_pre_hooks
-    return not observed and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    """True where nobody sees what these modules take or return, so that their work may be fused: they have no hooks,
+    and no other forward was put in the place of theirs, as accelerate does to bring weights in."""
+    if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+        return False
+    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules)
 
 
 def overwritable(linear: nn.Module, output: Tensor, *passed: nn.Module) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import Tensor
+from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
 from . import tasks
@@ -207,3 +209,9 @@ class CausalArguments(tasks.CausalLM):
         if getattr(self.config, "exact_positions", False) and inputs.get("position_ids") is not None:
             inputs["position_ids"] = inputs["position_ids"] + (self.config.pad_token_id + 1)
         return inputs
+
+
+# `generate` reads its arguments' names, "inputs_embeds" above all, off the signature.
+functools.update_wrapper(
+    CausalArguments.prepare_inputs_for_generation, GenerationMixin.prepare_inputs_for_generation, assigned=()
+)

@@ -65,6 +65,9 @@ def attend(
     config: Any = module.config
     name = config._attn_implementation
     mask = mask or EVERYTHING
+    kept = getattr(module, "kept_heads", None)
+    if kept is not None and mask.pairs is not None and mask.pairs.shape[1] > len(kept):  # one for each head, pruned too
+        mask = mask._replace(pairs=mask.pairs[:, kept])
     dropout_p = dropout_p if module.training else 0.0
     plain = mask.pairs is None and bias is None
     if output_attentions or name == "eager":

@@ -117,6 +117,10 @@ class BigBirdForCausalLM(tasks.CausalLM, BigBirdHead, GenerationMixin):
         if not config.is_decoder:
             warn_once(f"{type(self).__name__} with config.is_decoder=False: every token sees those behind it")
 
+    def create_masks_for_generate(self, attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
+        """`generate` would make a 4-D mask for a cache of fixed size: the model makes its masks itself."""
+        return attention_mask
+
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -38,6 +38,8 @@ def check_tokens(
     """Check an encoder's inputs: input_ids [B, T] or inputs_embeds [B, T, width], T at most `longest`, and what goes
     with them. Raises ValueError for shapes, TypeError for ids that are not integers."""
     B, T = leading_shape(inputs)
+    if T == 0:
+        raise ValueError("the sequences have no tokens")
     if longest is not None and longest < T:
         raise ValueError(f"the sequences have {T} tokens, the model has {longest} positions")
     embeds = inputs["inputs_embeds"]

@@ -49,6 +49,11 @@ class MobileBertLanguageHead(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         E, V = self.decoder.in_features, self.dense.in_features
+        if self.dense.weight.is_meta and not h.is_meta:  # moved away by hooks on calls, and `dense` is never called
+            raise NotImplementedError(
+                "MobileBERT's language head cannot run while the weight of cls.predictions.dense is offloaded: keep it"
+                " in memory"
+            )
         t = self.transform(h).to(self.dense.weight.dtype).flatten(0, -2)
         logits = self.decoder(t[:, :E])
         # Another [B * T, V] would be the largest tensor of the whole model, so it is added in place, which the gradient

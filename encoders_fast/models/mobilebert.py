@@ -142,7 +142,6 @@ class MobileBertPreTrainedModel(PrunesHeads, PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["MobileBertEmbeddings", "MobileBertLayer"]  # noqa: RUF012  transformers wants a list
     # A buffer of older checkpoints: 0, 1, 2, ...

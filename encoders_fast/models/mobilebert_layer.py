@@ -329,8 +329,6 @@ class Parts:
         """Whether nobody notices that the work of these modules is done by ops, and the ops can do it."""
         if not self.known or not unobserved(*self.modules) or list(map(type, self.modules)) != self.kinds:
             return False
-        if any("forward" in module.__dict__ for module in self.modules):
-            return False
         names = {op_activation(each.intermediate_act_fn) for each in self.intermediates}
         return len(names) == 1 and None not in names
 

@@ -51,12 +51,6 @@ class Pass(NamedTuple):
 _SELF_ATTENTION, _CROSS_ATTENTION, _FEED_FORWARD = 0, 2, 4
 
 
-def skippable(*modules: nn.Module) -> bool:
-    """True where nobody notices that these modules are passed over and their work is done elsewhere: no hook sees them,
-    and no other forward was put in place of theirs."""
-    return unobserved(*modules) and not any("forward" in vars(module) for module in modules)
-
-
 def add_and_normalize(
     x: Tensor, residual: Tensor, dropout: nn.Module | None, norm: nn.Module | None, rng_state: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -188,7 +182,7 @@ class PreLayerNormAttention(nn.Module):
         shared: Pass,
     ) -> tuple[Tensor, Tensor | None]:
         """(s, following(s)) of the sum s; the second may be None, and so may `normalized`, LayerNorm(h)."""
-        if not skippable(self, self.output, self.output.dropout, following):
+        if not unobserved(self, self.output, self.output.dropout, following):
             return self(h, encoder_hidden_states, head_mask, shared)[0], None
         if normalized is None:
             normalized = self.norm(h)
@@ -255,7 +249,7 @@ class PreLayerNormLayer(GradientCheckpointingLayer):
         chunk = self.chunk_size_feed_forward
         dropout = getattr(self.output, "dropout", None)
         between = [self.intermediate, self.output, *([] if dropout is None else [dropout])]
-        if not skippable(*between, *([] if following is None else [following])):
+        if not unobserved(*between, *([] if following is None else [following])):
             parts = [h] if chunk <= 0 else h.split(chunk, dim=1)
             return _joined([self.feed_forward(part) for part in parts]), None
         if normalized is None:
@@ -313,6 +307,6 @@ def _border_skippable(layer: Any, next_layer: Any, following: Any, device: torch
     """Whether a layer may compute the LayerNorm behind it too."""
     if layer.gradient_checkpointing and layer.training:
         return False  # what crosses the border is kept until the backward pass: it had better be one tensor than two
-    if next_layer is not None and not skippable(next_layer, next_layer.attention):
+    if next_layer is not None and not unobserved(next_layer, next_layer.attention):
         return False
-    return skippable(layer, following) and type(following) is nn.LayerNorm and following.weight.device == device
+    return unobserved(layer, following) and type(following) is nn.LayerNorm and following.weight.device == device

@@ -26,16 +26,17 @@ class PrunesHeads(_Base):
 
         Raises: ValueError for layers or heads that are not there, and where a layer would have no head left.
         """
+        heads_to_prune = {int(layer): [int(head) for head in heads] for layer, heads in heads_to_prune.items()}
         backbone: Any = self.base_model
         layers = backbone.encoder.layer
         for layer, heads in heads_to_prune.items():
-            if not 0 <= int(layer) < len(layers):
+            if not 0 <= layer < len(layers):
                 raise ValueError(f"there is no layer {layer} to prune; the model has {len(layers)}")
-            check_heads(layers[int(layer)].attention.self, int(layer), heads, self.config.num_attention_heads)
+            check_heads(layers[layer].attention.self, layer, heads, self.config.num_attention_heads)
         pruned = {int(layer): set(heads) for layer, heads in (self._pruned() or {}).items()}
         for layer, heads in heads_to_prune.items():
-            prune(layers[int(layer)].attention, set(heads))
-            pruned.setdefault(int(layer), set()).update(heads)
+            prune(layers[layer].attention, set(heads))
+            pruned.setdefault(layer, set()).update(heads)
         self.config.pruned_heads = {layer: sorted(heads) for layer, heads in pruned.items()}
 
     def prune_as_configured(self) -> None:

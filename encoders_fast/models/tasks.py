@@ -302,7 +302,7 @@ class TokenClassification(Task):
         logits = self.classifier(self.dropout(encoded.last_hidden_state))
         mask = inputs.get("attention_mask") if self.token_loss_skips_padding else None
         if labels is not None and mask is not None and mask.dim() == 2:
-            labels = labels.view(B, T).masked_fill(mask.view(B, T).to(labels.device) != 1, -100)
+            labels = labels.view(B, T).masked_fill(mask.expand(B, T).to(labels.device) != 1, -100)
         loss = None if labels is None else class_loss(logits, labels)
         return TokenClassifierOutput(loss=loss, logits=logits, **carried(encoded))
 

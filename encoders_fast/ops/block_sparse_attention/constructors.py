@@ -56,7 +56,9 @@ def _ensure(constructor: str, *args: Any) -> str:
     if not hasattr(_kept, name):
         while len(vars(_kept)) >= _KEPT:
             delattr(_kept, next(iter(vars(_kept))))
-        with _disable_current_modes():  # torch.export would otherwise leave a fake tensor here
+        # What is kept serves later calls: no fake tensor, which torch.export would leave here, and none of inference
+        # mode, which no backward pass may use.
+        with torch.inference_mode(False), _disable_current_modes():
             *sizes, device = args
             setattr(_kept, name, _lists_of(_CONSTRUCTORS[constructor](*sizes), device))
     return name

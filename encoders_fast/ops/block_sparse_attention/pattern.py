@@ -248,7 +248,8 @@ class BlockSparsePattern:
             return self
         copy = self._copies.get(str(device))
         if copy is None:
-            moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.lists._asdict().items()}
+            with torch.inference_mode(False):  # for training too
+                moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.lists._asdict().items()}
             copy = self._copies[str(device)] = replace(self, **moved, _copies={})
         return copy
 
