@@ -74,7 +74,9 @@ def add_compare_arguments(compare: Parser) -> None:
         metavar="T",
         help="tokens per text (default: 512, or what the model has room for)",
     )
-    compare.add_argument("--repeats", type=whole_number, default=5, metavar="R", help="timed rounds (default: 5)")
+    compare.add_argument(
+        "--repeats", type=whole_number, metavar="R", help="timed rounds (default: 5, or 3 of each demonstration)"
+    )
     compare.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     compare.add_argument(
         "--against-float32", action="store_true", help="let transformers run in float32 whatever --dtype is"
@@ -111,7 +113,7 @@ def run_compare(options: argparse.Namespace) -> int:
             dtype=options.dtype,
             batch=options.batch,
             length=options.length,
-            repeats=options.repeats,
+            repeats=options.repeats or (5 if options.checkpoint else 3),
             device=options.device,
             against_float32=options.against_float32,
             json=options.json,
