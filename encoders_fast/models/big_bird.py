@@ -216,11 +216,10 @@ class BigBirdForQuestionAnswering(tasks.Task, BigBirdHead):
     behind the last token does not count.
     """
 
-    always_pools = False
     qa_classifier: BigBirdQuestionAnsweringHead
 
     def __init__(self, config: Any, add_pooling_layer: bool = False) -> None:
-        self.pools = add_pooling_layer
+        self.always_pools = add_pooling_layer  # and nothing reads what it gives
         super().__init__(config)
 
     def add_head(self, config: Any) -> None:

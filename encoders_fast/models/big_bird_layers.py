@@ -19,15 +19,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import _dropout
 from ..ops import residual_layer_norm
-from .activations import activate, activation, unobserved
+from .activations import activate, activation
 from .big_bird_attention import FEED_FORWARD, BigBirdSelfAttention, Pass, beside_encoder
+from .observers import unobserved
+from .positions import CountsPositions
 
 
-class BigBirdEmbeddings(nn.Module):
+class BigBirdEmbeddings(CountsPositions):
     """LayerNorm(dropout(words + token types + positions)): [B, T] -> [B, T, D]."""
-
-    position_ids: Tensor
-    token_type_ids: Tensor
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -38,8 +37,6 @@ class BigBirdEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(D, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.scale = D**0.5 if config.rescale_embeddings else 1.0
-        self.register_buffer("position_ids", torch.arange(P)[None], persistent=False)
-        self.register_buffer("token_type_ids", torch.zeros(1, P, dtype=torch.long), persistent=False)
 
     def forward(
         self,
@@ -52,7 +49,7 @@ class BigBirdEmbeddings(nn.Module):
         h = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.scale != 1:
             h = h * self.scale
-        types = self.token_type_ids[:, :1] if token_type_ids is None else token_type_ids
+        types = torch.zeros_like(position_ids[..., :1]) if token_type_ids is None else token_type_ids
         h = h + self.token_type_embeddings(types) + self.position_embeddings(position_ids)
         return self.LayerNorm(self.dropout(h))
 

@@ -23,10 +23,12 @@ from .configuration import BigBirdConfig
 from .decoding import as_given, cached_tokens, open_cache
 from .inputs import check_keywords, check_tokens, one_of
 from .language_heads import BertLanguageHead
+from .other_frameworks.loading import LoadsOtherFrameworks
 from .pruning import PrunesHeads
+from .unused import NamesUnusedParameters
 
 
-class BigBirdPreTrainedModel(PrunesHeads, PreTrainedModel):
+class BigBirdPreTrainedModel(LoadsOtherFrameworks, NamesUnusedParameters, PrunesHeads, PreTrainedModel):
     """Base of all BigBird models: initialization, and how checkpoints are loaded and saved."""
 
     config: BigBirdConfig
@@ -48,9 +50,6 @@ class BigBirdPreTrainedModel(PrunesHeads, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, BertLanguageHead):
             initialization.zeros_(module.bias)
-        elif isinstance(module, BigBirdEmbeddings):  # from_pretrained leaves buffers that are not saved without values
-            initialization.copy_(module.position_ids, torch.arange(module.position_ids.shape[1])[None])
-            initialization.zeros_(module.token_type_ids)
 
 
 class BigBirdModel(BigBirdPreTrainedModel):
@@ -188,12 +187,10 @@ class BigBirdModel(BigBirdPreTrainedModel):
         """What to look up in the position embeddings."""
         if position_ids is not None:
             return position_ids
-        T, P = tokens.shape[1], self.embeddings.position_ids.shape[1]
-        if not isinstance(earlier, int):
-            return torch.arange(T, device=tokens.device)[None] + earlier
-        if earlier + T > P:
+        T, P = tokens.shape[1], self.config.max_position_embeddings
+        if isinstance(earlier, int) and earlier + T > P:
             raise ValueError(f"the sequences have {earlier + T} tokens, the model has {P} positions")
-        return self.embeddings.position_ids[:, earlier : earlier + T]
+        return torch.arange(T, device=tokens.device)[None] + earlier
 
     def _check_encoder(self, encoder_hidden_states: Tensor | None, tokens: Tensor) -> None:
         if encoder_hidden_states is None:

@@ -32,6 +32,15 @@ def _validated(cls: Any) -> Any:
     return strict(cls)
 
 
+def _without_defaults(output: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`output` without those options that transformers' own configuration does not have and that say nothing."""
+    for name, default in defaults.items():
+        value = output.get(name, default)
+        if (tuple(value) if isinstance(value, list) else value) == default:
+            output.pop(name, None)
+    return output
+
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig as _Base
 else:
@@ -59,7 +68,7 @@ class _CallableActivation(_Base):
 
 @_validated
 class FNetConfig(_CallableActivation, transformers.FNetConfig):
-    """Configuration of the FNet models: `transformers.FNetConfig` and one option more.
+    """Configuration of the FNet models: `transformers.FNetConfig` and two options more.
 
     Args:
         hidden_act: a name that transformers knows, or a function of one tensor.
@@ -68,18 +77,19 @@ class FNetConfig(_CallableActivation, transformers.FNetConfig):
         use_tpu_fourier_optimizations, tpu_short_seq_length: accepted and of no effect on the result: the transform is
             right at every length. (transformers raises at any length but `tpu_short_seq_length`, and after
             `from_pretrained` at this one too.)
+        exact_padding: mix the tokens of each row alone that attention_mask calls real, and number them from 0, so that
+            a row has the same result however it is padded. It takes one transform for each length that occurs, and no
+            program of torch.export. By default, as in transformers, padding is mixed like any token.
         Others: see `transformers.FNetConfig`.
     """
 
     model_type = "fnet"
     hidden_act: Any = "gelu_new"
     fourier_norm: str = "backward"
+    exact_padding: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        output = super().to_dict()
-        if output.get("fourier_norm") == "backward":  # transformers' own configuration has no such key
-            del output["fourier_norm"]
-        return output
+        return _without_defaults(super().to_dict(), {"fourier_norm": "backward", "exact_padding": False})
 
 
 class _RobertaOptions(_CallableActivation):
@@ -89,10 +99,8 @@ class _RobertaOptions(_CallableActivation):
         output = super().to_dict()
         if not output.get("pruned_heads"):
             output.pop("pruned_heads", None)
-        for name, default in {"position_embedding_type": "absolute", "exact_positions": False}.items():
-            if output.get(name) == default:
-                del output[name]
-        return output
+        defaults = {"position_embedding_type": "absolute", "exact_positions": False, "feed_forward_dropout": False}
+        return _without_defaults(output, defaults)
 
 
 @_validated
@@ -123,6 +131,8 @@ class XLMRobertaXLConfig(_RobertaOptions, transformers.XLMRobertaXLConfig):
 
     Args:
         hidden_act, position_embedding_type, exact_positions, pruned_heads: see `RobertaPreLayerNormConfig`.
+        feed_forward_dropout: whether hidden_dropout_prob holds behind the feed-forward block too, as in the training of
+            the published checkpoints. (transformers: no.)
         Others: see `transformers.XLMRobertaXLConfig`.
     """
 
@@ -130,6 +140,7 @@ class XLMRobertaXLConfig(_RobertaOptions, transformers.XLMRobertaXLConfig):
     hidden_act: Any = "gelu"
     position_embedding_type: str = "absolute"
     exact_positions: bool = False
+    feed_forward_dropout: bool = False
     pruned_heads: Any = None
 
 
@@ -171,12 +182,7 @@ class BigBirdConfig(_CallableActivation, transformers.BigBirdConfig):
     pruned_heads: Any = None
 
     def to_dict(self) -> dict[str, Any]:
-        output = super().to_dict()
-        for name, default in BIG_BIRD_OPTIONS.items():
-            value = output.get(name, default)
-            if (tuple(value) if isinstance(value, list) else value) == default:
-                output.pop(name, None)  # transformers' own configuration has no such key
-        return output
+        return _without_defaults(super().to_dict(), BIG_BIRD_OPTIONS)
 
 
 BIG_BIRD_OPTIONS: dict[str, Any] = {
@@ -194,22 +200,23 @@ BIG_BIRD_OPTIONS: dict[str, Any] = {
 
 @_validated
 class MobileBertConfig(_CallableActivation, transformers.MobileBertConfig):
-    """Configuration of the MobileBERT models: `transformers.MobileBertConfig` and one option more.
+    """Configuration of the MobileBERT models: `transformers.MobileBertConfig` and some options more.
 
     Args:
         hidden_act: a name that transformers knows, or a function of one tensor.
         key_query_shared_bottleneck: False, without use_bottleneck_attention, makes query, key and value of the wide
             stream, as in Google's own code. (transformers builds such a model and raises in its first forward.)
+        exact_padding: give the tokens of a row that attention_mask [B, T] calls real what they have without padding:
+            the words beside it have zeros for a neighbour, positions count no padding, and the pooler reads the first
+            real token. By default, as in transformers, a word beside padding is made of the padding's embedding too.
         pruned_heads: layer -> heads that `prune_heads` took out.
         Others: see `transformers.MobileBertConfig`.
     """
 
     model_type = "mobilebert"
     hidden_act: Any = "relu"
+    exact_padding: bool = False
     pruned_heads: Any = None
 
     def to_dict(self) -> dict[str, Any]:
-        output = super().to_dict()
-        if output.get("pruned_heads") is None:  # transformers' own configuration has no such key
-            output.pop("pruned_heads", None)
-        return output
+        return _without_defaults(super().to_dict(), {"exact_padding": False, "pruned_heads": None})

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -24,10 +23,14 @@ from transformers.models.fnet.modeling_fnet import FNetForPreTrainingOutput
 from ..ops import fourier_mixing, fourier_mixing_layer_norm
 from ..ops.fourier_mixing import onnx as _onnx  # noqa: F401  torch.onnx.export finds the op's ONNX form
 from . import tasks
-from .activations import activate, activation, add_residual, unobserved
+from .activations import activate, activation, add_residual
 from .configuration import FNetConfig
-from .inputs import check_tokens, warn_once
+from .inputs import check_tokens, one_of, warn_once
 from .language_heads import BertLanguageHead
+from .masks import make_mask
+from .observers import unobserved
+from .positions import CountsPositions, Lengths, count_tokens, first_tokens, rows_by_length
+from .unused import NamesUnusedParameters
 
 __all__ = [
     "FNetConfig",
@@ -47,11 +50,8 @@ __all__ = [
 # ---- the encoder's parts --------------------------------------------------------------------------------------------
 
 
-class FNetEmbeddings(nn.Module):
+class FNetEmbeddings(CountsPositions):
     """Words, positions and token types, normalized and projected: [B, T] -> [B, T, D]."""
-
-    position_ids: Tensor
-    token_type_ids: Tensor
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -62,8 +62,6 @@ class FNetEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(D, eps=config.layer_norm_eps)
         self.projection = nn.Linear(D, D)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.register_buffer("position_ids", torch.arange(P)[None], persistent=False)
-        self.register_buffer("token_type_ids", torch.zeros(1, P, dtype=torch.long), persistent=False)
 
     def forward(
         self,
@@ -74,8 +72,8 @@ class FNetEmbeddings(nn.Module):
     ) -> Tensor:
         h = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         # What is the same for every sequence is looked up and added once, not once a sequence.
-        positions = self.position_ids[:, : h.shape[1]] if position_ids is None else position_ids
-        types = self.token_type_ids[:, :1] if token_type_ids is None else token_type_ids
+        positions = torch.arange(h.shape[1], device=h.device)[None] if position_ids is None else position_ids
+        types = torch.zeros_like(positions[..., :1]) if token_type_ids is None else token_type_ids
         h = h + (self.token_type_embeddings(types) + self.position_embeddings(positions))
         return self.dropout(self.projection(self.LayerNorm(h)))
 
@@ -101,7 +99,17 @@ class FNetFourierTransform(nn.Module):
                 "self.dft_mat_seq": config.tpu_short_seq_length,
             }
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, lengths: Lengths | None = None) -> Tensor:
+        """With `lengths`, each row's own tokens alone are mixed, and padding becomes zeros."""
+        if lengths is None:
+            return self.mix(h)
+        parts = [self.mix(h[place]) for place in lengths]
+        y = torch.zeros_like(h, dtype=parts[0].dtype if parts else h.dtype)
+        for place, part in zip(lengths, parts, strict=True):
+            y[place] = part
+        return y
+
+    def mix(self, h: Tensor) -> Tensor:
         layer_norm: Any = self.output.LayerNorm
         if not unobserved(layer_norm):  # its hooks want to see it called
             return layer_norm(h + fourier_mixing(h, self.norm))
@@ -162,8 +170,8 @@ class FNetLayer(GradientCheckpointingLayer):
     def feed_forward(self, h: Tensor) -> Tensor:
         return self.output(self.intermediate(h), h)
 
-    def forward(self, h: Tensor) -> Tensor:
-        h = self.fourier(h)
+    def forward(self, h: Tensor, lengths: Lengths | None = None) -> Tensor:
+        h = self.fourier(h) if lengths is None else self.fourier(h, lengths)
         if self.chunk_size_feed_forward <= 0:
             return self.feed_forward(h)
         # The last chunk may be shorter; transformers raises there.
@@ -175,11 +183,13 @@ class FNetEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList([FNetLayer(config) for _ in range(config.num_hidden_layers)])
 
-    def forward(self, h: Tensor, output_hidden_states: bool = False) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    def forward(
+        self, h: Tensor, output_hidden_states: bool = False, lengths: Lengths | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """The last hidden state, and all of them, the embeddings' first, where they are asked for."""
         states = [h]
         for layer in self.layer:
-            h = layer(h)
+            h = layer(h) if lengths is None else layer(h, lengths)
             if output_hidden_states:
                 states.append(h)
         return h, tuple(states) if output_hidden_states else None
@@ -199,7 +209,7 @@ class FNetPooler(nn.Module):
 # ---- models ---------------------------------------------------------------------------------------------------------
 
 
-class FNetPreTrainedModel(PreTrainedModel):
+class FNetPreTrainedModel(NamesUnusedParameters, PreTrainedModel):
     """Base of all FNet models: initialization, and how checkpoints are loaded and saved.
 
     Trainer with gradient_accumulation_steps adds the batches' losses up, as it does with transformers' own FNet, which
@@ -213,12 +223,6 @@ class FNetPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["FNetEmbeddings", "FNetLayer"]  # noqa: RUF012  transformers wants a list
     # See FNetFourierTransform: they are read past, whatever the configuration says.
     _keys_to_ignore_on_load_unexpected = [r"fourier\.self\.dft_mat_(hidden|seq)$"]  # noqa: RUF012
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, FNetEmbeddings):  # from_pretrained leaves buffers that are not saved without values
-            initialization.copy_(module.position_ids, torch.arange(module.position_ids.shape[1])[None])
-            initialization.zeros_(module.token_type_ids)
 
 
 class FNetModel(FNetPreTrainedModel):
@@ -255,7 +259,8 @@ class FNetModel(FNetPreTrainedModel):
             token_type_ids: [B, T]; zeros where it is not given.
             position_ids: [B, T] or [T]; 0 to T - 1 where it is not given, and T is at most max_position_embeddings.
             output_hidden_states, return_dict: as the configuration says where they are not given.
-            attention_mask: accepted, and without effect: FNet mixes all tokens, padding too. Warns once.
+            attention_mask: accepted, and without effect: FNet mixes all tokens, padding too. Warns once. With
+                `config.exact_padding` [B, T], 0 where a token is padding: such tokens take no part.
 
         Returns: last_hidden_state [B, T, D], pooler_output [B, D] or None, and with `output_hidden_states` the
         hidden_states, a tuple of num_hidden_layers + 1 times [B, T, D]. Without `return_dict` the same as a tuple.
@@ -263,34 +268,46 @@ class FNetModel(FNetPreTrainedModel):
         Raises: ValueError for inputs of the wrong shape, both or neither of input_ids and inputs_embeds, too long
         sequences; TypeError for ids that are not integers and for unknown keywords.
         """
-        _check_keywords(kwargs)
+        exact = getattr(self.config, "exact_padding", False)
+        _check_keywords(kwargs, mask_has_effect=exact)
         given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
-        longest = self.embeddings.position_ids.shape[1] if position_ids is None else None
+        longest = self.config.max_position_embeddings if position_ids is None else None
         check_tokens(given, token_type_ids, position_ids, self.config.hidden_size, longest)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        real = real_tokens(kwargs.get("attention_mask"), one_of(given)[1]) if exact else None
+        if real is not None and position_ids is None:
+            position_ids = count_tokens(real)
         h = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
-        h, states = self.encoder(h, output_hidden_states)
-        pooled = None if self.pooler is None else self.pooler(h)
+        h, states = self.encoder(h, output_hidden_states, None if real is None else rows_by_length(real))
+        pooled = None if self.pooler is None else self.pooler(first_tokens(h, real))
         if self.config.return_dict if return_dict is None else return_dict:
             return BaseModelOutputWithPooling(last_hidden_state=h, pooler_output=pooled, hidden_states=states)
         return (h, pooled) if states is None else (h, pooled, states)
 
 
-def _check_keywords(keywords: dict[str, Any]) -> None:
+def _check_keywords(keywords: dict[str, Any], mask_has_effect: bool) -> None:
     """Pass what callers of many kinds of model give to FNet as well; raise TypeError for any other keyword."""
     for name, value in keywords.items():
         if name == "attention_mask":
-            if value is not None:
+            if value is not None and not mask_has_effect:
                 warn_once(
                     "FNet mixes all tokens, padding too: attention_mask has no effect. Pad as the checkpoint was"
-                    " trained, or encode sequences of different lengths one by one."
+                    " trained, encode sequences of different lengths one by one, or set config.exact_padding."
                 )
         elif name == "output_attentions":
             if value:
                 raise ValueError("FNet has no attentions: output_attentions must be False or None")
         elif name != "num_items_in_batch":  # Trainer's; transformers' FNet takes it and takes means all the same
             raise TypeError(f"FNet has no argument {name!r}")
+
+
+def real_tokens(attention_mask: Tensor | None, tokens: Tensor) -> Tensor | None:
+    """bool [B, T], False where a token is padding; None where none is. Raises ValueError for another shape."""
+    mask = make_mask(attention_mask, tokens, tokens.shape[1])
+    if mask.pairs is not None:
+        raise ValueError(f"FNet's attention_mask must be {tuple(tokens.shape[:2])}, one number per token")
+    return mask.keys
 
 
 # ---- heads: FNet's order of arguments, then one class per task -------------------------------------------------------

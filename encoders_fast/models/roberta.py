@@ -25,6 +25,7 @@ from .language_heads import RobertaLanguageHead
 from .pre_layer_norm import Pass
 from .pruning import PrunesHeads
 from .relative_positions import embedding_type
+from .unused import NamesUnusedParameters
 
 
 class RobertaEmbeddings(nn.Module):
@@ -43,6 +44,7 @@ class RobertaEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, D, padding_idx=self.padding_idx)
         self.is_absolute = embedding_type(config) == "absolute"
+        self.unused = () if self.is_absolute else ("position_embeddings",)
 
     def forward(
         self,
@@ -96,7 +98,7 @@ class RobertaPooler(nn.Module):
         return torch.tanh(self.dense(h[:, 0]))
 
 
-class RobertaPreTrainedModel(PrunesHeads, PreTrainedModel):
+class RobertaPreTrainedModel(NamesUnusedParameters, PrunesHeads, PreTrainedModel):
     """What the families' bases share: initialization, and the kinds of attention that they can run on."""
 
     supports_gradient_checkpointing = True

@@ -68,7 +68,8 @@ class Task(Family):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        backbone = self.backbone(config, add_pooling_layer=self.pools or self.always_pools)
+        backbone: Any = self.backbone(config, add_pooling_layer=self.pools or self.always_pools)
+        backbone.unused = () if self.pools or not self.always_pools else ("pooler",)
         setattr(self, self.base_model_prefix, backbone)
         self.add_head(config)
         self.post_init()

@@ -62,14 +62,17 @@ class XLMRobertaXLIntermediate(nn.Module):
 
 
 class XLMRobertaXLOutput(nn.Module):
-    """residual + dense(x), without dropout: [B, T, F] -> [B, T, D]."""
+    """residual + dense(x), or with `feed_forward_dropout` + dropout(dense(x)): [B, T, F] -> [B, T, D]."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        drops = getattr(config, "feed_forward_dropout", False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob) if drops else None
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return residual + self.dense(x)
+        x = self.dense(x)
+        return residual + (x if self.dropout is None else self.dropout(x))
 
 
 class XLMRobertaXLLayer(PreLayerNormLayer):

@@ -172,7 +172,6 @@ def test_no_random_blocks():
 def _truth_by_mask(model, inputs, patterns):
     """The model with full attention under each layer's multiplicities [H or 1, T, T], in float64."""
     full = ours.BigBirdModel(config("BigBirdModel", attn_implementation="eager")).eval()
-    full.embeddings.position_ids = model.embeddings.position_ids
     full.embeddings.position_embeddings = torch.nn.Embedding(*model.embeddings.position_embeddings.weight.shape)
     full.load_state_dict(model.state_dict())
     full.double()
