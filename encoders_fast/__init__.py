@@ -6,7 +6,8 @@ Ops and dispatch are here at once and need torch alone; a model's name loads tra
 from typing import Any
 
 from . import models
-from ._dispatch import Backend, explain, register_backend, use_backend
+from ._dispatch import Backend, register_backend, use_backend
+from ._explain import explain
 from .ops import (
     BlockSparsePattern,
     NormedProjection,

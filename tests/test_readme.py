@@ -12,7 +12,7 @@ from encoders_fast.ops.fourier_mixing import reference
 README = Path(__file__).parents[1] / "README.md"
 if not README.is_file():
     pytest.skip("README.md is not part of this installation", allow_module_level=True)
-MODELS, OP, VARIANT = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+MODELS, LIVE, OP, VARIANT = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
 
 
 def run(program):
@@ -34,6 +34,26 @@ def test_five_lines(tmp_path):
     assert "google/fnet-base" in MODELS
     names = run(MODELS.replace("google/fnet-base", str(tmp_path)))
     assert names["logits"].shape[2] == len(tokenizer)
+
+
+def test_a_live_model(tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris", "is", "in", "."]
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(tmp_path)
+    config = transformers.MobileBertConfig(vocab_size=len(words), num_hidden_layers=2, max_position_embeddings=16)
+    transformers.MobileBertForMaskedLM(config).save_pretrained(tmp_path)
+    assert "google/mobilebert-uncased" in LIVE
+    names = run(LIVE.replace("google/mobilebert-uncased", str(tmp_path)))
+    printed = capsys.readouterr().out
+    assert "mobilebert.encoder.layer.* (2): bottleneck_input and bottleneck_ffn" in printed
+    assert re.search(r"logits: \d\.\de-0\d, worst channel", printed)
+    assert type(names["model"].mobilebert.encoder.layer[0]).__module__.startswith("transformers.")
 
 
 def test_the_op_alone():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import encoders_fast.models as ours
 from bench.contender import Case, Contender, Expected
-from bench.models.bench_fnet import GRADIENT_FLOOR, OUTPUT_FLOOR, TrainingStep, encode, gradient
+from bench.models.bench_fnet import GRADIENT_FLOOR, OUTPUT_FLOOR, TrainingStep, accelerated, encode, gradient
 from bench.verify import expect
 from encoders_fast._compare.checkpoint import share_parameters
 
@@ -80,6 +80,7 @@ def bench_forward(compare: Callable[[Case], None], batch: int, length: int) -> N
         contender(STOCK, stock, expected),
         # Another result: what the sparse ones are an approximation of.
         contender(FULL, full, checked(full, ids), STOCK),
+        contender("transformers accelerate", accelerated(stock), expected, STOCK),
         contender(OURS, fast, expected, STOCK),
     )
     compare(Case(f"{TITLE} forward", f"{batch} x {length}", contenders, OURS))

@@ -19,6 +19,7 @@ from bench.verify import expect
 from encoders_fast._compare.checkpoint import share_parameters
 
 STOCK, OURS = "transformers float32", "encoders_fast float32"
+ACCELERATED = "transformers accelerate float32"
 # bfloat16 rounds weights and activations to a relative 2^-9 each, in the mean square 1.7e-3 for the latter as measured
 # by the op's bench. Twelve layers of some six rounded activations and two rounded weights each add up, as independent
 # errors do, to 1.7e-3 * sqrt(12 * 8) = 1.7e-2; twice that is allowed.
@@ -58,6 +59,12 @@ def head_flops(batch: int, length: int) -> float:
     return 2.0 * batch * length * config().hidden_size * (config().hidden_size + config().vocab_size)
 
 
+def accelerated(stock: nn.Module) -> nn.Module:
+    """transformers' model once more, on the same weights, with this library's code put into it."""
+    weights = {id(parameter): parameter for parameter in stock.parameters()}
+    return ours.accelerate(copy.deepcopy(stock, weights), strict=True)
+
+
 def encode(model: Any, ids: Tensor) -> Tensor:
     return model(ids).last_hidden_state
 
@@ -94,6 +101,7 @@ def bench_forward(compare: Callable[[Case], None], batch: int, length: int) -> N
     contenders = (
         contender(STOCK, stock, expected),
         contender("transformers torch.compile float32", compiled_stock, expected, baseline=STOCK, absent=why_not),
+        contender(ACCELERATED, accelerated(stock), expected, baseline=STOCK),
         contender(OURS, fast, expected, baseline=STOCK),
         # transformers cannot run FNet in bfloat16 on a CPU, so its float32 is what a user has instead.
         contender("encoders_fast bfloat16", half, half_expected, baseline=STOCK),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import encoders_fast.models as ours
 from bench.contender import Case, Contender, Expected
-from bench.models.bench_fnet import GRADIENT_FLOOR, TrainingStep, compiled, encode, gradient
+from bench.models.bench_fnet import ACCELERATED, GRADIENT_FLOOR, TrainingStep, accelerated, compiled, encode, gradient
 from bench.verify import expect
 from encoders_fast._compare.checkpoint import share_parameters
 
@@ -73,6 +73,7 @@ def bench_forward(compare: Callable[[Case], None], batch: int, length: int) -> N
     contenders = (
         contender(STOCK, stock, expected),
         contender("transformers torch.compile float32", compiled_stock, expected, baseline=STOCK, absent=why_not),
+        contender(ACCELERATED, accelerated(stock), expected, baseline=STOCK),
         contender(OURS, fast, expected, baseline=STOCK),
         contender("transformers bfloat16", stock_half, half_expected, baseline=STOCK),
         contender("encoders_fast bfloat16", half, half_expected, baseline=STOCK),

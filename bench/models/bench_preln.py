@@ -14,7 +14,15 @@ from torch import Tensor
 
 import encoders_fast.models as ours
 from bench.contender import Case, Contender, Expected
-from bench.models.bench_fnet import GRADIENT_FLOOR, OUTPUT_FLOOR, TrainingStep, encode, gradient
+from bench.models.bench_fnet import (
+    ACCELERATED,
+    GRADIENT_FLOOR,
+    OUTPUT_FLOOR,
+    TrainingStep,
+    accelerated,
+    encode,
+    gradient,
+)
 from bench.verify import expect
 from encoders_fast._compare.checkpoint import share_parameters
 
@@ -75,6 +83,7 @@ def bench_forward(compare: Callable[[Case], None], title: str) -> None:
 
     contenders = (
         contender(STOCK, stock, expected),
+        contender(ACCELERATED, accelerated(stock), expected, STOCK),
         contender(OURS, fast, expected, STOCK),
         contender(HALF_STOCK, half_stock, half_expected, STOCK),
         contender(HALF_OURS, half, half_expected, HALF_STOCK),

@@ -9,12 +9,20 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from .other_frameworks.class_names import refuse
+
 if TYPE_CHECKING:
     from .auto import register_auto_classes as register_auto_classes
     from .big_bird import *  # noqa: F403
     from .fnet import *  # noqa: F403
+    from .live import accelerate as accelerate
+    from .live import restore as restore
+    from .live import verify as verify
     from .mobilebert import *  # noqa: F403
     from .roberta_prelayernorm import *  # noqa: F403
+    from .tokenizers.big_bird import *  # noqa: F403
+    from .tokenizers.fnet import *  # noqa: F403
+    from .tokenizers.mobilebert import *  # noqa: F403
     from .xlm_roberta_xl import *  # noqa: F403
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -84,14 +92,24 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 """Module of this package -> the public names in it. The module is named after transformers' `model_type`, with an
 underscore for every hyphen."""
 
+TOKENIZERS: dict[str, tuple[str, ...]] = {
+    "big_bird": ("BigBirdTokenizer", "BigBirdTokenizerFast"),
+    "fnet": ("FNetTokenizer", "FNetTokenizerFast"),
+    "mobilebert": ("MobileBertTokenizer", "MobileBertTokenizerFast"),
+}
+"""Family with tokenizers of its own -> the slow one and the fast one, in the module `tokenizers.<family>`."""
+
 _MODULES = {name: family for family, names in FAMILIES.items() for name in names}
+_MODULES |= {name: f"tokenizers.{family}" for family, names in TOKENIZERS.items() for name in names}
 _MODULES["register_auto_classes"] = "auto"
+_MODULES |= dict.fromkeys(("accelerate", "restore", "verify"), "live")
 
 __all__ = ["FAMILIES", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
+        refuse(name, FAMILIES)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if importlib.util.find_spec("transformers") is None:
         raise ImportError(f"{name} needs transformers, which is not installed: pip install 'encoders-fast[models]'")

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks
 from transformers.activations import ACT2FN
+
+from .observers import unobserved
 
 # transformers spells these out as five to eight operators each, with a temporary per operator. "gelu_fast" has the
 # constant sqrt(2 / pi) to ten digits; the difference is below a float32's.
@@ -34,12 +35,14 @@ def activation(hidden_act: str | Callable[..., Any]) -> Callable[[Tensor], Tenso
     return ACT2FN[hidden_act]
 
 
-def unobserved(*modules: nn.Module) -> bool:
-    """True where nobody sees what these modules take or return, so that their work may be fused: they have no hooks,
-    and no other forward was put in the place of theirs, as accelerate does to bring weights in."""
-    if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
-        return False
-    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules)
+def fused_activation(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """torch's fused operator in the place of what transformers made of a name, where nobody sees the difference."""
+    fused = _FUSED.get(type(function))
+    return fused if fused is not None and isinstance(function, nn.Module) and unobserved(function) else function
+
+
+# By class: what the names stand for differs between versions of transformers.
+_FUSED = {type(ACT2FN[name]): activation(name) for name in _TANH_GELU + _ERF_GELU}
 
 
 def overwritable(linear: nn.Module, output: Tensor, *passed: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 
-from . import FAMILIES
+from . import FAMILIES, TOKENIZERS
 
 _AUTO_CLASSES = {
     "Model": "AutoModel",
@@ -23,9 +23,10 @@ _AUTO_CLASSES = {
 
 
 def register_auto_classes(*families: str) -> Callable[[], None]:
-    """Make transformers' Auto classes, and so its pipelines, build this library's models.
+    """Make transformers' Auto classes, and so its pipelines, build this library's models and tokenizers.
 
-    From then on `AutoModelForMaskedLM.from_pretrained("google/fnet-base")` gives an `encoders_fast.FNetForMaskedLM`.
+    From then on `AutoModelForMaskedLM.from_pretrained("google/fnet-base")` gives an `encoders_fast.FNetForMaskedLM`,
+    and `AutoTokenizer.from_pretrained("google/fnet-base")` an `encoders_fast.FNetTokenizerFast`.
 
     Args:
         families: model types, "fnet" or "xlm-roberta-xl"; all that this library has where none is given.
@@ -62,19 +63,39 @@ def _register(family: str) -> list[Callable[[], None]]:
         if model is not None:
             auto: Any = getattr(transformers, auto_name)
             undo += [_put(auto, auto._model_mapping, config, model) for config in (ours, stock)]
+    if family in TOKENIZERS:
+        tokenizers = __import__(f"{__package__}.tokenizers.{family}", fromlist=["*"])
+        slow, fast = (getattr(tokenizers, name) for name in TOKENIZERS[family])
+        undo += _put_tokenizers(slow, fast, (ours, stock))
+    return undo
+
+
+def _put_tokenizers(slow: type, fast: type, configs: tuple[type, ...]) -> list[Callable[[], None]]:
+    """As transformers 4 did, AutoTokenizer prefers the fast tokenizer, whichever of the two was saved."""
+    auto = transformers.models.auto.tokenization_auto
+    undo = [_assign(auto.TOKENIZER_MAPPING._extra_content, config, fast) for config in configs]
+    for table in (auto.REGISTERED_TOKENIZER_CLASSES, auto.REGISTERED_FAST_ALIASES):
+        undo += [_assign(table, name, fast) for name in (slow.__name__, fast.__name__)]
     return undo
 
 
 def _put(auto: Any, mapping: Any, key: Any, value: Any) -> Callable[[], None]:
     """Register key -> value with an Auto class; returns what brings the earlier state back."""
-    earlier = mapping._extra_content.get(key)
+    undo = _assign(mapping._extra_content, key, value)
     auto.register(key, value, exist_ok=True)
     mapping._extra_content[key] = value  # in 5.17 `register` silently leaves out transformers' own configurations
+    return undo
+
+
+def _assign(table: dict[Any, Any], key: Any, value: Any) -> Callable[[], None]:
+    """Set table[key]; returns what brings the earlier state back."""
+    earlier = table.get(key)
+    table[key] = value
 
     def undo() -> None:
         if earlier is None:
-            del mapping._extra_content[key]
+            del table[key]
         else:
-            mapping._extra_content[key] = earlier
+            table[key] = earlier
 
     return undo

@@ -27,11 +27,14 @@ from transformers.models.mobilebert.modeling_mobilebert import MobileBertForPreT
 from .. import _dropout
 from . import tasks
 from .configuration import MobileBertConfig
-from .inputs import check_tokens
+from .inputs import check_tokens, one_of
 from .language_heads import MobileBertLanguageHead
 from .masks import Mask, head_masks, make_mask
 from .mobilebert_layer import MobileBertLayer, make_norm
+from .other_frameworks.loading import LoadsOtherFrameworks
+from .positions import CountsPositions, count_tokens, first_tokens
 from .pruning import PrunesHeads
+from .unused import NamesUnusedParameters
 from .wide import Linear, NoNorm, wide_enough
 
 __all__ = [
@@ -52,10 +55,8 @@ __all__ = [
 # ---- the encoder's parts --------------------------------------------------------------------------------------------
 
 
-class MobileBertEmbeddings(nn.Module):
+class MobileBertEmbeddings(CountsPositions):
     """Words, each beside the next and the previous one, positions and token types: [B, T] -> [B, T, H]."""
-
-    position_ids: Tensor
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -66,10 +67,10 @@ class MobileBertEmbeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, H)
         # Without trigrams and with E = H it is not used, but checkpoints have it.
         self.embedding_transformation = Linear(E * (3 if self.trigram_input else 1), H)
+        self.unused = () if self.trigram_input or E != H else ("embedding_transformation",)
         # Not layer_norm_eps: checkpoints were trained with the default.
         self.LayerNorm = make_norm(config, H)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.register_buffer("position_ids", torch.arange(P)[None], persistent=False)
 
     def forward(
         self,
@@ -77,15 +78,20 @@ class MobileBertEmbeddings(nn.Module):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        real: Tensor | None = None,
     ) -> Tensor:
+        """With `real`, bool [B, T], padding is to tokens beside it, and to their positions, as if it were not there."""
         words = wide_enough(self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds)
+        if real is not None:
+            words = words.masked_fill(~real[..., None], 0)
+            position_ids = count_tokens(real) if position_ids is None else position_ids
         if self.trigram_input:
             padded = F.pad(words, (0, 0, 1, 1))
             words = torch.cat([padded[:, 2:], words, padded[:, :-2]], dim=2)
         if self.trigram_input or words.shape[2] != self.position_embeddings.embedding_dim:
             words = self.embedding_transformation(words)
         # What is the same for every sequence is looked up and added once, not once a sequence.
-        positions = self.position_ids[:, : words.shape[1]] if position_ids is None else position_ids
+        positions = torch.arange(words.shape[1], device=words.device)[None] if position_ids is None else position_ids
         types = torch.zeros_like(positions[..., :1]) if token_type_ids is None else token_type_ids
         h = words + (self.token_type_embeddings(types) + self.position_embeddings(positions))
         return self.dropout(self.LayerNorm(h))
@@ -133,7 +139,7 @@ class MobileBertPooler(nn.Module):
 # ---- models ---------------------------------------------------------------------------------------------------------
 
 
-class MobileBertPreTrainedModel(PrunesHeads, PreTrainedModel):
+class MobileBertPreTrainedModel(LoadsOtherFrameworks, NamesUnusedParameters, PrunesHeads, PreTrainedModel):
     """Base of all MobileBERT models: initialization, and the kinds of attention that they can run on."""
 
     config: MobileBertConfig
@@ -158,8 +164,6 @@ class MobileBertPreTrainedModel(PrunesHeads, PreTrainedModel):
             initialization.ones_(module.weight)
         elif isinstance(module, MobileBertLanguageHead):
             initialization.zeros_(module.bias)
-        elif isinstance(module, MobileBertEmbeddings):
-            initialization.copy_(module.position_ids, torch.arange(module.position_ids.shape[1])[None])
 
 
 class MobileBertModel(MobileBertPreTrainedModel):
@@ -209,16 +213,19 @@ class MobileBertModel(MobileBertPreTrainedModel):
         """
         options = _options(self, kwargs)
         given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
-        longest = self.embeddings.position_ids.shape[1] if position_ids is None else None
+        longest = self.config.max_position_embeddings if position_ids is None else None
         check_tokens(given, token_type_ids, position_ids, self.config.embedding_size, longest)
         layers, heads = self.config.num_hidden_layers, self.config.num_attention_heads
-        h = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
+        _, tokens = one_of(given)
+        mask = make_mask(attention_mask, tokens, tokens.shape[1])
+        real = mask.keys if getattr(self.config, "exact_padding", False) else None
+        h = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, real)
         drops = self.training and (self.config.hidden_dropout_prob or self.config.attention_probs_dropout_prob)
         states: list[Tensor] | None = [] if options["output_hidden_states"] else None
         attentions: list[Tensor] | None = [] if options["output_attentions"] else None
         h = self.encoder(
             h,
-            make_mask(attention_mask, h, h.shape[1]),
+            mask,
             head_masks(options["head_mask"], layers, heads, h.dtype),
             _dropout.draw(h.device) if drops else None,
             states,
@@ -226,7 +233,7 @@ class MobileBertModel(MobileBertPreTrainedModel):
         )
         output = BaseModelOutputWithPooling(
             last_hidden_state=h,
-            pooler_output=None if self.pooler is None else self.pooler(h),
+            pooler_output=None if self.pooler is None else self.pooler(first_tokens(h, real)),
             hidden_states=None if states is None else tuple(states),
             attentions=None if attentions is None else tuple(attentions),
         )

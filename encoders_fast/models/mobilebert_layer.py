@@ -7,32 +7,18 @@ its modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import _dropout
 from ..ops.bottleneck.op import packed_ffn, packed_input
-from ..ops.bottleneck.parameters import Parameters
-from .activations import activation, unobserved
+from .activations import activation
 from .attention import attend
 from .masks import Mask
+from .mobilebert_parts import HasParts
 from .wide import LayerNorm, Linear, NoNorm, without_float16
-
-_NAMES: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", F.gelu: "gelu", F.silu: "silu"}
-_NAMES_OF_CLASSES = {nn.ReLU: "relu", nn.SiLU: "silu", type(ACT2FN["silu"]): "silu"}
-
-
-def op_activation(function: Callable[[Tensor], Tensor]) -> str | None:
-    """What the ops call an activation function; None where they do not have it."""
-    if type(function) is nn.GELU:
-        return "gelu_tanh" if function.approximate == "tanh" else "gelu"
-    return _NAMES_OF_CLASSES.get(type(function)) or _NAMES.get(function)
 
 
 def make_norm(config: Any, width: int, eps: float = 1e-5) -> nn.Module:
@@ -67,6 +53,7 @@ class Bottleneck(nn.Module):
         self.input = BottleneckLayer(config)
         if self.key_query_shared_bottleneck:  # with use_bottleneck_attention it has no effect
             self.attention = BottleneckLayer(config)
+            self.unused = ("attention",) if self.use_bottleneck_attention else ()
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         u0 = self.input(h)
@@ -224,8 +211,26 @@ class MobileBertOutput(nn.Module):
 # ---- the layer ------------------------------------------------------------------------------------------------------
 
 
-class MobileBertLayer(GradientCheckpointingLayer):
+class MobileBertLayer(HasParts, GradientCheckpointingLayer):
     """[B, T, H] -> [B, T, H], and the attention's probabilities or None."""
+
+    plain = frozenset(
+        {
+            Bottleneck,
+            BottleneckLayer,
+            FFNLayer,
+            FFNOutput,
+            LayerNorm,
+            Linear,
+            MobileBertAttention,
+            MobileBertIntermediate,
+            MobileBertOutput,
+            MobileBertSelfAttention,
+            MobileBertSelfOutput,
+            NoNorm,
+            OutputBottleneck,
+        }
+    )
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -259,8 +264,8 @@ class MobileBertLayer(GradientCheckpointingLayer):
         if dropout_p > 0 and rng_state is None:
             rng_state = _dropout.draw(h.device)
         stream = None if self.bottleneck is None else h
-        name = op_activation(self.intermediate.intermediate_act_fn)
-        h = packed_ffn(context, u0, stream, parts.ffn_parameters(), name, dropout_p, rng_state)  # type: ignore[arg-type]
+        name: Any = parts.activation()
+        h = packed_ffn(context, u0, stream, parts.ffn_parameters(), name, dropout_p, rng_state)
         return h, probabilities
 
     def composed(self, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor | None]:
@@ -269,106 +274,3 @@ class MobileBertLayer(GradientCheckpointingLayer):
         for block in self.blocks()[:-1]:
             u = block(u)
         return self.output(self.intermediate(u), u, h), probabilities
-
-    def blocks(self) -> list[Any]:
-        """The feed-forward blocks, each with an `intermediate` and an `output`. The layer itself holds the last one."""
-        return [*getattr(self, "ffn", ()), self]
-
-    def parts(self) -> Parts:
-        """Found once, and again where they are no longer the layer's. A compiler traces what finds them."""
-        if torch.compiler.is_compiling():
-            return Parts(self)
-        parts = self.__dict__.get("_parts")
-        if parts is None or not parts.current(self):
-            parts = self.__dict__["_parts"] = Parts(self)
-        return parts
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_parts"}  # copies find their own
-
-
-class Parts:
-    """A layer's modules in the order of the ops' parameters.
-
-    Looking up a hundred modules and parameters by their names takes as long as a product with a small matrix: here they
-    stand in lists.
-    """
-
-    def __init__(self, layer: MobileBertLayer) -> None:
-        self.layer = layer
-        own: Any = layer.attention.self
-        bottleneck: Any = layer.bottleneck
-        end: Any = layer.output.bottleneck
-        blocks = layer.blocks()
-        self.from_bottleneck = bottleneck is not None and bottleneck.use_bottleneck_attention
-        self.dropout: Any = layer.output.dropout if end is None else end.dropout
-        self.intermediates = [block.intermediate for block in blocks]
-        self.input_linears: list[Any] = [own.query, own.key, own.value]
-        self.input_norms: list[Any] = []
-        if bottleneck is not None:
-            shared = bottleneck.key_query_shared_bottleneck and not bottleneck.use_bottleneck_attention
-            for each in (bottleneck.input, bottleneck.attention) if shared else (bottleneck.input,):
-                self.input_linears.append(each.dense)
-                self.input_norms.append(each.LayerNorm)
-        attended: Any = layer.attention.output
-        ends = [attended, *(block.output for block in blocks), *([] if end is None else [end])]
-        inner = [linear for block in blocks for linear in (block.intermediate.dense, block.output.dense)]
-        self.ffn_linears: list[Any] = [attended.dense, *inner, *([] if end is None else [end.dense])]
-        self.ffn_norms: list[Any] = [each.LayerNorm for each in ends]
-        # The layer itself is called, whatever it does inside.
-        self.modules = list(layer.modules())[1:]
-        self.places = [(m._modules, name, each) for m in (layer, *self.modules) for name, each in m._modules.items()]
-        self.known = all(type(module) in _PLAIN for module in self.modules)
-        self.kinds = list(map(type, self.modules))
-
-    def current(self, layer: MobileBertLayer) -> bool:
-        """Whether all modules are still where they were found. A layer's copy on another device has others."""
-        return layer is self.layer and all(siblings.get(name) is module for siblings, name, module in self.places)
-
-    def fusable(self) -> bool:
-        """Whether nobody notices that the work of these modules is done by ops, and the ops can do it."""
-        if not self.known or not unobserved(*self.modules) or list(map(type, self.modules)) != self.kinds:
-            return False
-        names = {op_activation(each.intermediate_act_fn) for each in self.intermediates}
-        return len(names) == 1 and None not in names
-
-    def input_parameters(self) -> Parameters:
-        return _parameters(self.input_linears, self.input_norms)
-
-    def ffn_parameters(self) -> Parameters:
-        return _parameters(self.ffn_linears, self.ffn_norms)
-
-
-def _parameters(linears: list[Any], norms: list[Any]) -> Parameters:
-    return Parameters(
-        [_tensor(linear, "weight") for linear in linears],
-        [_tensor(linear, "bias") for linear in linears],
-        [_tensor(norm, name) for norm in norms for name in ("weight", "bias")],
-        [-1.0 if norm.eps is None else norm.eps for norm in norms],
-    )
-
-
-def _tensor(module: Any, name: str) -> Tensor:
-    found = module._parameters.get(name)
-    return getattr(module, name) if found is None else found  # in nn.DataParallel's copies it is an attribute
-
-
-_PLAIN = {
-    Bottleneck,
-    BottleneckLayer,
-    FFNLayer,
-    FFNOutput,
-    LayerNorm,
-    Linear,
-    MobileBertAttention,
-    MobileBertIntermediate,
-    MobileBertOutput,
-    MobileBertSelfAttention,
-    MobileBertSelfOutput,
-    NoNorm,
-    OutputBottleneck,
-    nn.Dropout,
-    nn.GELU,
-    nn.ModuleList,
-    *_NAMES_OF_CLASSES,
-}

@@ -23,9 +23,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import _dropout
 from ..ops import residual_layer_norm
-from .activations import activate, unobserved
+from .activations import activate
 from .attention import Mask, attend
 from .decoding import encoder_tokens, with_earlier_tokens
+from .observers import unobserved
 from .relative_positions import embedding_type, relative_scores
 
 

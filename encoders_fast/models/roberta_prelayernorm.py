@@ -20,6 +20,7 @@ from .activations import activate, activation
 from .arguments import CausalArguments, ChoiceArguments, LabelArguments, MaskedArguments, SpanArguments
 from .configuration import RobertaPreLayerNormConfig
 from .language_heads import RobertaLanguageHead
+from .other_frameworks.loading import LoadsOtherFrameworks
 from .pre_layer_norm import PreLayerNormAttention, PreLayerNormEncoder, PreLayerNormLayer
 from .roberta import RobertaEmbeddings, RobertaEncoderModel, RobertaPooler, RobertaPreTrainedModel
 
@@ -97,7 +98,7 @@ class RobertaPreLayerNormEncoder(PreLayerNormEncoder):
 # ---- models ---------------------------------------------------------------------------------------------------------
 
 
-class RobertaPreLayerNormPreTrainedModel(RobertaPreTrainedModel):
+class RobertaPreLayerNormPreTrainedModel(LoadsOtherFrameworks, RobertaPreTrainedModel):
     """Base of all RoBERTa-PreLayerNorm models: initialization, and how checkpoints are loaded and saved."""
 
     config: RobertaPreLayerNormConfig

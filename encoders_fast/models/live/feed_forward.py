@@ -1,0 +1,43 @@
+"""What FNet and BigBird share behind their mixing and attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ... import _dropout
+from ...ops import residual_layer_norm
+from ..activations import activate, fused_activation
+from .replacement import Replacement
+
+
+class Intermediate(Replacement):
+    """act(dense(h)): [B, T, D] -> [B, T, F]."""
+
+    work = "the activation in one operator, in place without gradients"
+    dense: Any
+    intermediate_act_fn: Any
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return activate(fused_activation(self.intermediate_act_fn), self.dense, hidden_states)
+
+
+class AddAndNormalize(Replacement):
+    """LayerNorm(dropout(dense(x)) + input_tensor)."""
+
+    work = "residual_layer_norm"
+    dense: Any
+    dropout: Any
+    LayerNorm: Any
+
+    def bypassed(self) -> dict[str, type[nn.Module]]:
+        return {"dropout": nn.Dropout, "LayerNorm": nn.LayerNorm}
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        if self.obstacle() is not None:
+            return super().forward(hidden_states, input_tensor)
+        norm, x = self.LayerNorm, self.dense(hidden_states)
+        dropout_p = self.dropout.p if self.dropout.training else 0.0
+        rng_state = _dropout.draw(x.device) if dropout_p > 0 else None
+        return residual_layer_norm(x, input_tensor, norm.weight, norm.bias, norm.eps, dropout_p, rng_state)[0]

@@ -1,0 +1,140 @@
+"""A MobileBERT layer's modules in the order of the ops' parameters, and whether the ops may do their work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+
+from ..ops.bottleneck.parameters import Parameters
+from .activations import fused_activation
+from .observers import plain, unobserved
+
+_NAMES: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", F.gelu: "gelu", F.silu: "silu"}
+_NAMES_OF_CLASSES = {nn.ReLU: "relu", nn.SiLU: "silu", type(ACT2FN["silu"]): "silu"}
+
+
+def op_activation(function: Callable[[Tensor], Tensor]) -> str | None:
+    """What the ops call an activation function; None where they do not have it."""
+    function = fused_activation(function)
+    if type(function) is nn.GELU:
+        return "gelu_tanh" if function.approximate == "tanh" else "gelu"
+    return _NAMES_OF_CLASSES.get(type(function)) or _NAMES.get(function)
+
+
+class HasParts:
+    """For a layer with the names that checkpoints have: it finds its parts once."""
+
+    plain: ClassVar[frozenset[type]]
+    """The types of module, beside torch's own, whose work the ops can do."""
+
+    def blocks(self) -> list[Any]:
+        """The feed-forward blocks, each with an `intermediate` and an `output`. The layer itself holds the last one."""
+        return [*getattr(self, "ffn", ()), self]
+
+    def parts(self) -> Parts:
+        """Found once, and again where they are no longer the layer's. A compiler traces what finds them."""
+        if torch.compiler.is_compiling():
+            return Parts(self)
+        parts = self.__dict__.get("_parts")
+        if parts is None or not parts.current(self):
+            parts = self.__dict__["_parts"] = Parts(self)
+        return parts
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_parts"}  # copies find their own
+
+
+class Parts:
+    """A layer's modules in the order of the ops' parameters.
+
+    Looking up a hundred modules and parameters by their names takes as long as a product with a small matrix: here they
+    stand in lists.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        own: Any = layer.attention.self
+        bottleneck: Any = getattr(layer, "bottleneck", None)
+        end: Any = getattr(layer.output, "bottleneck", None)
+        blocks = layer.blocks()
+        self.from_bottleneck = bottleneck is not None and bottleneck.use_bottleneck_attention
+        self.dropout: Any = layer.output.dropout if end is None else end.dropout
+        self.activations = [block.intermediate.intermediate_act_fn for block in blocks]
+        self.input_linears: list[Any] = [own.query, own.key, own.value]
+        self.input_norms: list[Any] = []
+        if bottleneck is not None:
+            shared = bottleneck.key_query_shared_bottleneck and not bottleneck.use_bottleneck_attention
+            for each in (bottleneck.input, bottleneck.attention) if shared else (bottleneck.input,):
+                self.input_linears.append(each.dense)
+                self.input_norms.append(each.LayerNorm)
+        attended: Any = layer.attention.output
+        ends = [attended, *(block.output for block in blocks), *([] if end is None else [end])]
+        inner = [linear for block in blocks for linear in (block.intermediate.dense, block.output.dense)]
+        self.ffn_linears: list[Any] = [attended.dense, *inner, *([] if end is None else [end.dense])]
+        self.ffn_norms: list[Any] = [each.LayerNorm for each in ends]
+        # The layer itself is called, whatever it does inside.
+        self.modules = list(layer.modules())[1:]
+        self.places = [(m._modules, name, each) for m in (layer, *self.modules) for name, each in m._modules.items()]
+        self.kinds = list(map(type, self.modules))
+        self.known = set(self.kinds) <= layer.plain | _PLAIN | set(map(type, self.activations))
+
+    def current(self, layer: Any) -> bool:
+        """Whether all modules are still where they were found. A layer's copy on another device has others."""
+        return layer is self.layer and all(siblings.get(name) is module for siblings, name, module in self.places)
+
+    def activation(self) -> str | None:
+        """The op's name for the activation function of all blocks; None where it has none."""
+        names = {op_activation(function) for function in self.activations}
+        return names.pop() if len(names) == 1 else None
+
+    def fusable(self) -> bool:
+        """Whether nobody notices that the work of these modules is done by ops, and the ops can do it."""
+        return (
+            self.known
+            and unobserved(*self.modules)
+            and list(map(type, self.modules)) == self.kinds
+            and self.activation() is not None
+            and all(plain(_tensor(linear, "weight")) for linear in self.input_linears + self.ffn_linears)
+        )
+
+    def obstacle(self) -> str | None:
+        """Why not, in a sentence; None where it is."""
+        if self.fusable():
+            return None
+        for name, module in self.layer.named_modules():
+            if name and type(module) not in self.layer.plain | _PLAIN | set(map(type, self.activations)):
+                return f"{name} is a {type(module).__module__}.{type(module).__qualname__}"
+            if name and not unobserved(module):
+                return f"{name} has hooks, or another forward, which want to see it called"
+        if self.activation() is None:
+            return f"the op bottleneck_ffn has no {self.activations[0]!r}"
+        return "it has parameters that are not plain tensors"
+
+    def input_parameters(self) -> Parameters:
+        return _parameters(self.input_linears, self.input_norms)
+
+    def ffn_parameters(self) -> Parameters:
+        return _parameters(self.ffn_linears, self.ffn_norms)
+
+
+_PLAIN = frozenset({nn.Dropout, nn.GELU, nn.LayerNorm, nn.Linear, nn.ModuleList, *_NAMES_OF_CLASSES})
+
+
+def _parameters(linears: list[Any], norms: list[Any]) -> Parameters:
+    eps = [getattr(norm, "eps", None) for norm in norms]
+    return Parameters(
+        [_tensor(linear, "weight") for linear in linears],
+        [_tensor(linear, "bias") for linear in linears],
+        [_tensor(norm, name) for norm in norms for name in ("weight", "bias")],
+        [-1.0 if each is None else each for each in eps],
+    )
+
+
+def _tensor(module: Any, name: str) -> Tensor:
+    found = module._parameters.get(name)
+    return getattr(module, name) if found is None else found  # in nn.DataParallel's copies it is an attribute
