@@ -45,6 +45,7 @@ __all__ += [name for name in models.__all__ if name != "FAMILIES"]
 def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(models, name)
+    models.refuse(name, models.FAMILIES)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -12,7 +12,7 @@ from encoders_fast.ops.fourier_mixing import reference
 README = Path(__file__).parents[1] / "README.md"
 if not README.is_file():
     pytest.skip("README.md is not part of this installation", allow_module_level=True)
-MODELS, LIVE, OP, VARIANT = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+MODELS, LIVE, TOKENIZERS, OP, CHECKPOINTS, VARIANT = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
 
 
 def run(program):
@@ -56,12 +56,53 @@ def test_a_live_model(tmp_path, capsys):
     assert type(names["model"].mobilebert.encoder.layer[0]).__module__.startswith("transformers.")
 
 
+def test_tokenizers(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    sentencepiece = pytest.importorskip("sentencepiece")
+    monkeypatch.chdir(tmp_path)
+    lines = [" ".join(README.read_text().split()[i : i + 20]) for i in range(0, 2000, 20)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix="spiece", vocab_size=200, hard_vocab_limit=False, minloglevel=2,
+        pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, control_symbols=["[CLS]", "[SEP]", "[MASK]"],
+    )  # fmt: skip
+    names = run(TOKENIZERS)
+    text = "the same numbers"
+    assert names["tokenizer"].decode(names["tokenizer"](text)["input_ids"], skip_special_tokens=True) == text
+    assert len({tuple(names["FNetTokenizer"]("spiece.model", sp_model_kwargs=names["sampling"])(text)["input_ids"])
+                for _ in range(20)}) > 1  # fmt: skip
+
+
 def test_the_op_alone():
     names = run(OP)
     exact = reference.fourier_mixing_layer_norm(
         names["x"].double(), names["weight"].double(), names["bias"].double(), 1e-12, "backward", False
     )[0]
     torch.testing.assert_close(names["y"].double(), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpoints_of_other_frameworks(tmp_path, monkeypatch):
+    for package in ("transformers", "h5py", "msgpack"):
+        pytest.importorskip(package)
+    import encoders_fast.models as ours
+    from tests.models import model_cases, other_frameworks_files
+
+    monkeypatch.chdir(tmp_path)
+    writers = {
+        "MobileBertForMaskedLM": ("tf_model.h5", other_frameworks_files.keras_weights, other_frameworks_files.write_h5),
+        "BigBirdForMaskedLM": (
+            "flax_model.msgpack",
+            other_frameworks_files.flax_weights,
+            other_frameworks_files.write_msgpack,
+        ),
+    }
+    for name, (file, weights, write) in writers.items():
+        model = getattr(ours, name)(model_cases.config(name))
+        folder = tmp_path / f"folder-with-{file}"
+        model.config.save_pretrained(folder)
+        write(folder / file, weights(model))
+    names = run(CHECKPOINTS)
+    assert torch.equal(names["model"].cls.predictions.bias, model.cls.predictions.bias)
+    assert {path.name for path in (tmp_path / "mobilebert").iterdir()} >= {"model.safetensors", "config.json"}
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 8), (1, 7, 9), (1, 1, 1)])

@@ -8,6 +8,7 @@ from torch import nn
 import encoders_fast
 import encoders_fast.models as ours
 from encoders_fast import accelerate, explain, restore, verify
+from encoders_fast.models.live import pre_layer_norm
 from tests.closeness import assert_as_good_as, relative_error
 from tests.models.live_cases import BACKBONES, CASES, SPARSE, inputs_of, live, ops_of, ops_run_by, title
 from tests.models.model_cases import SMALL, assert_outputs_as_good, config, exact
@@ -211,6 +212,22 @@ def test_explain_tells_who_is_in_the_way():
     assert explain(model).refused.keys() == {"encoder.layer.0.fourier"}
 
 
+@pytest.mark.parametrize("name", ["RobertaPreLayerNormModel", "XLMRobertaXLModel"])
+def test_chunks_stay_chunks(name):
+    plain, model = (live(name, chunk_size_feed_forward=5, num_hidden_layers=1) for _ in range(2))
+    ids = inputs_of(name, plain)["input_ids"][:, :20]
+    with torch.no_grad():
+        torch.testing.assert_close(accelerate(model)(ids)[0], plain(ids)[0])
+    assert explain(model).refused == {"encoder.layer.0": "chunk_size_feed_forward is set"}
+
+
+def test_what_is_handed_on_is_taken_for_the_same_states_only():
+    ahead = pre_layer_norm.Ahead([])
+    ahead.h, ahead.normalized = torch.ones(2), torch.zeros(2)
+    assert ahead.take(ahead.h) is ahead.normalized
+    assert ahead.take(torch.ones(2)) is None
+
+
 class Scaled(transformers.models.fnet.modeling_fnet.FNetFourierTransform):
     def forward(self, hidden_states):
         return (super().forward(hidden_states)[0] * 2,)
@@ -321,6 +338,15 @@ def test_verify_leaves_a_cache_alone():
         cache = model(ids, use_cache=True).past_key_values
     assert verify(model, input_ids=ids[:, :1], past_key_values=cache).worst < 1e-4
     assert cache.get_seq_length() == ids.shape[1]
+
+
+def test_a_length_of_the_papers_plans():
+    """There the random blocks depend on how many positions the model has."""
+    options = {**SPARSE, "block_size": 64, "max_position_embeddings": 2048, "num_hidden_layers": 2}
+    plain, model = live("BigBirdModel", **options).train(), accelerate(live("BigBirdModel", **options)).train()
+    ids = torch.randint(4, 99, (1, 1024))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids)[0], plain(ids)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_names():

@@ -72,7 +72,8 @@ def test_hooks_everywhere_see_what_they_saw(name, options):
 
 @each_backbone
 def test_hooks_on_one_kind_of_module(name, options):
-    paths = [path for path, module in live(name, **options).named_modules() if "0" in path.split(".")]
+    paths = [path for path, _ in live(name, **options).named_modules() if "0" in path.split(".")]
+    paths += [path.replace("layer.0", "layer.1") for path in paths if "norm" in path.lower()]
     for path in paths:
         plain, model = live(name, **options), accelerate(live(name, **options))
         seen = [observe(each, [path]) for each in (plain, model)]

@@ -29,6 +29,7 @@ def test_without_transformers():
 def test_every_public_name():
     for name in ours.__all__:
         assert getattr(ours, name) is getattr(ours, name)
-    assert set(ours.__all__) == {"FAMILIES", "register_auto_classes"} | {n for f in ours.FAMILIES.values() for n in f}
+    names = {n for table in (ours.FAMILIES, ours.TOKENIZERS) for family in table.values() for n in family}
+    assert set(ours.__all__) == {"FAMILIES", "register_auto_classes", "accelerate", "restore", "verify"} | names
     with pytest.raises(AttributeError, match="no attribute 'FNetForEverything'"):
         _ = ours.FNetForEverything
