@@ -299,7 +299,7 @@ def test_a_model_around_one():
 
 @each_model
 def test_verify_agrees(name, options):
-    model = accelerate(live(name, **options)).train()
+    model = accelerate(live(name, **options, hidden_dropout_prob=0.5)).train()
     model.base_model.embeddings.eval()
     before, kinds = traits(model), [type(module) for module in model.modules()]
     report = verify(model, **inputs_of(name, model, labels="For" in name), output_hidden_states=True)
