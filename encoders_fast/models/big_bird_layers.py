@@ -21,7 +21,7 @@ from .. import _dropout
 from ..ops import residual_layer_norm
 from .activations import activate, activation
 from .big_bird_attention import FEED_FORWARD, BigBirdSelfAttention, Pass, beside_encoder
-from .observers import unobserved
+from .observers import is_layer_norm, unobserved
 from .positions import CountsPositions
 
 
@@ -68,7 +68,7 @@ class BigBirdOutput(nn.Module):
 
     def add(self, x: Tensor, residual: Tensor, rng_state: Tensor | None) -> Tensor:
         norm = self.LayerNorm
-        if type(norm) is not nn.LayerNorm or not unobserved(norm, self.dropout):
+        if not is_layer_norm(norm) or not unobserved(norm, self.dropout):
             return norm(self.dropout(x) + residual)
         dropout_p = self.dropout.p if self.dropout.training else 0.0
         if dropout_p > 0 and rng_state is None:

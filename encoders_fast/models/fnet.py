@@ -27,8 +27,8 @@ from .activations import activate, activation, add_residual
 from .configuration import FNetConfig
 from .inputs import check_tokens, one_of, warn_once
 from .language_heads import BertLanguageHead
-from .masks import make_mask
-from .observers import unobserved
+from .masks import make_mask, real_tokens
+from .observers import is_layer_norm, unobserved
 from .positions import CountsPositions, Lengths, count_tokens, first_tokens, rows_by_length
 from .unused import NamesUnusedParameters
 
@@ -111,7 +111,7 @@ class FNetFourierTransform(nn.Module):
 
     def mix(self, h: Tensor) -> Tensor:
         layer_norm: Any = self.output.LayerNorm
-        if not unobserved(layer_norm):  # its hooks want to see it called
+        if not is_layer_norm(layer_norm) or not unobserved(layer_norm):  # its hooks want to see it called
             return layer_norm(h + fourier_mixing(h, self.norm))
         return fourier_mixing_layer_norm(h, layer_norm.weight, layer_norm.bias, layer_norm.eps, self.norm)
 
@@ -275,7 +275,9 @@ class FNetModel(FNetPreTrainedModel):
         check_tokens(given, token_type_ids, position_ids, self.config.hidden_size, longest)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        real = real_tokens(kwargs.get("attention_mask"), one_of(given)[1]) if exact else None
+        tokens = one_of(given)[1]
+        mask = make_mask(kwargs.get("attention_mask"), tokens, tokens.shape[1]) if exact else None
+        real = None if mask is None else real_tokens(mask, tokens)
         if real is not None and position_ids is None:
             position_ids = count_tokens(real)
         h = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)
@@ -300,14 +302,6 @@ def _check_keywords(keywords: dict[str, Any], mask_has_effect: bool) -> None:
                 raise ValueError("FNet has no attentions: output_attentions must be False or None")
         elif name != "num_items_in_batch":  # Trainer's; transformers' FNet takes it and takes means all the same
             raise TypeError(f"FNet has no argument {name!r}")
-
-
-def real_tokens(attention_mask: Tensor | None, tokens: Tensor) -> Tensor | None:
-    """bool [B, T], False where a token is padding; None where none is. Raises ValueError for another shape."""
-    mask = make_mask(attention_mask, tokens, tokens.shape[1])
-    if mask.pairs is not None:
-        raise ValueError(f"FNet's attention_mask must be {tuple(tokens.shape[:2])}, one number per token")
-    return mask.keys
 
 
 # ---- heads: FNet's order of arguments, then one class per task -------------------------------------------------------

@@ -115,3 +115,11 @@ def with_mask(scores: Tensor, visible: Tensor | None) -> Tensor:
     if visible.dtype == torch.bool:
         return scores.masked_fill(~visible, hidden)
     return (scores + visible).clamp_min(hidden)
+
+
+def real_tokens(mask: Mask, tokens: Tensor) -> Tensor | None:
+    """bool [B, T], False where a token is padding, or None. Raises ValueError where the mask does not tell."""
+    if mask.pairs is not None:
+        shape = tuple(tokens.shape[:2])
+        raise ValueError(f"with exact_padding, attention_mask must be {shape}, one number per token; it is for pairs")
+    return mask.keys

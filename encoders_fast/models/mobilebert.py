@@ -29,7 +29,7 @@ from . import tasks
 from .configuration import MobileBertConfig
 from .inputs import check_tokens, one_of
 from .language_heads import MobileBertLanguageHead
-from .masks import Mask, head_masks, make_mask
+from .masks import Mask, head_masks, make_mask, real_tokens
 from .mobilebert_layer import MobileBertLayer, make_norm
 from .other_frameworks.loading import LoadsOtherFrameworks
 from .positions import CountsPositions, count_tokens, first_tokens
@@ -218,7 +218,7 @@ class MobileBertModel(MobileBertPreTrainedModel):
         layers, heads = self.config.num_hidden_layers, self.config.num_attention_heads
         _, tokens = one_of(given)
         mask = make_mask(attention_mask, tokens, tokens.shape[1])
-        real = mask.keys if getattr(self.config, "exact_padding", False) else None
+        real = real_tokens(mask, tokens) if getattr(self.config, "exact_padding", False) else None
         h = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, real)
         drops = self.training and (self.config.hidden_dropout_prob or self.config.attention_probs_dropout_prob)
         states: list[Tensor] | None = [] if options["output_hidden_states"] else None

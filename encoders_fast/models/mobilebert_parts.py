@@ -99,7 +99,7 @@ class Parts:
             and unobserved(*self.modules)
             and list(map(type, self.modules)) == self.kinds
             and self.activation() is not None
-            and all(plain(_tensor(linear, "weight")) for linear in self.input_linears + self.ffn_linears)
+            and all(map(_usable, self.input_linears + self.ffn_linears + self.input_norms + self.ffn_norms))
         )
 
     def obstacle(self) -> str | None:
@@ -113,7 +113,9 @@ class Parts:
                 return f"{name} has hooks, or another forward, which want to see it called"
         if self.activation() is None:
             return f"the op bottleneck_ffn has no {self.activations[0]!r}"
-        return "it has parameters that are not plain tensors"
+        return (
+            "a Linear or a norm has other parameters than a weight and a bias for the last dimension, as plain tensors"
+        )
 
     def input_parameters(self) -> Parameters:
         return _parameters(self.input_linears, self.input_norms)
@@ -133,6 +135,12 @@ def _parameters(linears: list[Any], norms: list[Any]) -> Parameters:
         [_tensor(norm, name) for norm in norms for name in ("weight", "bias")],
         [-1.0 if each is None else each for each in eps],
     )
+
+
+def _usable(module: Any) -> bool:
+    weight, bias = _tensor(module, "weight"), _tensor(module, "bias")
+    one_dimension = len(getattr(module, "normalized_shape", "1")) == 1
+    return one_dimension and weight is not None and bias is not None and plain(weight) and plain(bias)
 
 
 def _tensor(module: Any, name: str) -> Tensor:

@@ -26,7 +26,7 @@ from ..ops import residual_layer_norm
 from .activations import activate
 from .attention import Mask, attend
 from .decoding import encoder_tokens, with_earlier_tokens
-from .observers import unobserved
+from .observers import is_layer_norm, unobserved
 from .relative_positions import embedding_type, relative_scores
 
 
@@ -63,7 +63,7 @@ def add_and_normalize(
         x = dropout(x)
     if dropout_p > 0 and rng_state is None:
         rng_state = _dropout.draw(x.device)
-    if type(norm) is nn.LayerNorm:
+    if is_layer_norm(norm):
         y, s = residual_layer_norm(x, residual, norm.weight, norm.bias, norm.eps, dropout_p, rng_state)
         return s, y
     return residual + (x if rng_state is None else _dropout.dropout(x, dropout_p, rng_state)), None
@@ -310,4 +310,4 @@ def _border_skippable(layer: Any, next_layer: Any, following: Any, device: torch
         return False  # what crosses the border is kept until the backward pass: it had better be one tensor than two
     if next_layer is not None and not unobserved(next_layer, next_layer.attention):
         return False
-    return unobserved(layer, following) and type(following) is nn.LayerNorm and following.weight.device == device
+    return unobserved(layer, following) and is_layer_norm(following) and following.weight.device == device

@@ -46,16 +46,22 @@ def shapes(value):
     return [shapes(each) for each in value] if isinstance(value, (tuple, list)) else type(value).__name__
 
 
-def observe(model, paths):
-    """Hooks of every kind on these modules; what they see, in order."""
+KINDS = {
+    "forward": lambda module, tell: module.register_forward_hook(lambda _, args, out: tell(shapes(out))),
+    "forward_pre": lambda module, tell: module.register_forward_pre_hook(
+        lambda _, args, kwargs: tell((shapes(args), sorted(kwargs))), with_kwargs=True
+    ),
+    "backward": lambda module, tell: module.register_full_backward_hook(lambda _, dx, dy: tell(shapes(dy))),
+    "backward_pre": lambda module, tell: module.register_full_backward_pre_hook(lambda _, dy: tell(shapes(dy))),
+}
+
+
+def observe(model, paths, kinds=("forward_pre", "forward")):
+    """Hooks on these modules; what they see, in order."""
     seen = []
     for path in paths:
-        module = model.get_submodule(path)
-        module.register_forward_pre_hook(
-            lambda _, args, kwargs, path=path: seen.append((path, "before", shapes(args), sorted(kwargs))),
-            with_kwargs=True,
-        )
-        module.register_forward_hook(lambda _, args, out, path=path: seen.append((path, "after", shapes(out))))
+        for kind in kinds:
+            KINDS[kind](model.get_submodule(path), lambda what, path=path, kind=kind: seen.append((path, kind, what)))
     return seen
 
 
@@ -68,6 +74,35 @@ def test_hooks_everywhere_see_what_they_saw(name, options):
     assert_same(model, plain, inputs)
     assert seen[1] == seen[0]
     assert len(seen[0]) > 20
+
+
+@each_backbone
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_kind_of_hook_everywhere(name, options, kind):
+    plain, model = live(name, **options), accelerate(live(name, **options))
+    # What is in front of the layers has inputs without gradients, which torch warns of.
+    paths = [path for path, _ in plain.named_modules() if path.startswith("encoder.layer.")]
+    paths = [path for path in paths if type(plain.get_submodule(path)) is not torch.nn.ModuleList]
+    seen = [observe(each, paths, [kind]) for each in (plain, model)]
+    inputs = inputs_of(name, plain)
+    for each in (plain, model):
+        each(**inputs)[0].square().sum().backward()
+    assert seen[1] == seen[0]
+    assert len(seen[0]) > 10
+    assert ops_run_by(model, **inputs) < ops_of(name, options)
+
+
+@each_backbone
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "forward"])
+def test_one_hook_on_one_bypassed_module(name, options, kind):
+    model = accelerate(live(name, **options))
+    places = {"FNetModel": "fourier.output.LayerNorm", "MobileBertModel": "output.LayerNorm"}
+    module = model.encoder.layer[0].get_submodule(places.get(name, "attention.output.dropout"))
+    seen = []
+    KINDS[kind](module, seen.append)
+    model(**inputs_of(name, model))[0].square().sum().backward()
+    assert len(seen) == 1
+    assert explain(model).refused
 
 
 @each_backbone
@@ -201,6 +236,104 @@ def test_offloaded_weights(name, options):
     plain, model = live(name, **options), accelerate(live(name, **options))
     offloading.cpu_offload(model, execution_device=torch.device("cpu"))
     assert_same(model, plain, inputs_of(name, plain))
+
+
+@each_backbone
+@pytest.mark.parametrize("first", ["accelerate", "dispatch"])
+def test_dispatched(name, options, first):
+    """accelerate's hooks hold the forward that they have replaced."""
+    dispatching = pytest.importorskip("accelerate")
+    plain, model = live(name, **options), live(name, **options)
+    inputs, places = inputs_of(name, plain), {path: "cpu" for path, _ in plain.named_children()}
+    if first == "accelerate":
+        accelerate(model)
+    dispatching.dispatch_model(model, places, main_device="cpu", force_hooks=True)
+    accelerate(model)
+    assert verify(model, **inputs).worst < 1e-4
+    dispatching.hooks.remove_hook_from_submodules(model)
+    assert_same(model, plain, inputs)
+    assert ops_run_by(model, **inputs) == ops_of(name, options)
+    assert len(explain(model).replaced) == len(explain(accelerate(plain)).replaced)
+    dispatching.dispatch_model(model, places, main_device="cpu", force_hooks=True)
+    assert_same(restore(model), restore(plain), inputs)
+    dispatching.hooks.remove_hook_from_submodules(model)
+    assert_same(model, plain, inputs)
+    assert not ops_run_by(model, **inputs)
+
+
+@each_backbone
+def test_a_forward_of_ones_own(name, options):
+    model = live(name, **options)
+    layer = model.encoder.layer[0].output
+    called, original = [], layer.forward
+    layer.forward = lambda *args: called.append(1) or original(*args)
+    assert not explain(accelerate(model)).replaced.keys() & {"encoder.layer.0.output", "encoder.layer.0"}
+    model(**inputs_of(name, model))
+    assert called
+    restore(model)(**inputs_of(name, model))
+    assert len(called) == 2
+
+
+@pytest.mark.parametrize("family", ["RobertaPreLayerNorm", "XLMRobertaXL"])
+@pytest.mark.parametrize("kept", [(0, 1, 3), (3, 0, 2, 1)], ids=str)
+def test_layers_taken_out_and_put_in_another_order(family, kept):
+    plain, model = (live(f"{family}Model", num_hidden_layers=4) for _ in range(2))
+    for each in (plain, accelerate(model)):
+        each.encoder.layer = torch.nn.ModuleList([each.encoder.layer[i] for i in kept])
+    assert_same(model, plain, inputs_of(f"{family}Model", plain))
+
+
+class Weight(torch.Tensor):
+    """A tensor with behaviour of its own, as quantized ones are."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+NORMS = {
+    "without a weight": lambda width: torch.nn.LayerNorm(width, elementwise_affine=False),
+    "without a bias": lambda width: torch.nn.LayerNorm(width, bias=False),
+    "over two dimensions": lambda width: torch.nn.LayerNorm((TOKENS, width)),
+    "of another kind": torch.nn.RMSNorm,
+    "with a weight of another kind": lambda width: with_weight(torch.nn.LayerNorm(width)),
+}
+
+
+def with_weight(norm):
+    norm.weight = torch.nn.Parameter(torch.rand(norm.normalized_shape).as_subclass(Weight))
+    return norm
+
+
+@each_backbone
+@pytest.mark.parametrize("kind", NORMS)
+def test_other_norms(name, options, kind):
+    plain, model = live(name, **options), accelerate(live(name, **options))
+    norms = [path for path, module in plain.encoder.named_modules() if path.lower().endswith("norm")]
+    for path in norms:
+        parent, _, child = path.rpartition(".")
+        width = plain.encoder.get_submodule(path).weight.shape[0]
+        for each in (plain, model):
+            torch.manual_seed(0)
+            setattr(each.encoder.get_submodule(parent), child, NORMS[kind](width))
+    assert explain(model).refused
+    assert_same(model, plain, inputs_of(name, plain))
+
+
+def test_linears_without_biases():
+    plain, model = live("MobileBertModel"), accelerate(live("MobileBertModel"))
+    for each in (plain, model):
+        dense = each.encoder.layer[0].intermediate.dense
+        dense.bias = None
+    assert "other parameters than a weight and a bias" in explain(model).refused["encoder.layer.0"]
+    assert_same(model, plain, inputs_of("MobileBertModel", plain))
+
+
+@pytest.mark.parametrize("name", [name for name, _ in BACKBONES])
+def test_strict_in_training_with_checkpointing(name):
+    model = live(name).train()
+    model.gradient_checkpointing_enable()
+    assert accelerate(model, strict=True) is model
 
 
 # ---- compilers ------------------------------------------------------------------------------------------------------

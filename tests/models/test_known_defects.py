@@ -183,6 +183,14 @@ def test_exact_padding_without_padding(name, mask):
 
 
 @pytest.mark.parametrize("name", ["FNetModel", "MobileBertModel"])
+@pytest.mark.parametrize("shape", [(2, 1, 1, 12), (2, 12, 12)], ids=str)
+def test_exact_padding_needs_to_know_the_padding(name, shape):
+    model = build(name, exact_padding=True)
+    with pytest.raises(ValueError, match=r"attention_mask must be \(2, 12\), one number per token"):
+        model(torch.full((2, 12), 5), attention_mask=torch.ones(shape))
+
+
+@pytest.mark.parametrize("name", ["FNetModel", "MobileBertModel"])
 def test_exact_padding_and_own_positions(name):
     """Positions that are given are taken, as they are; a row of nothing but padding is finite."""
     model = build(name, exact_padding=True)

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .. import FAMILIES
+from ..observers import change_class
 from .explanation import ModelExplanation as ModelExplanation
 from .explanation import explain_model as explain_model
 from .families import family_of, replaceable, replaced, replacement_for
-from .replacement import change_class, full_name
+from .replacement import check_module, full_name
 from .verification import Verification as Verification
 from .verification import verify as verify
 
@@ -60,7 +61,7 @@ def restore(model: Model) -> Model:
     Raises: TypeError for what is not a module; ValueError, before anything is changed, where something (FSDP, say) has
     put a class of its own over a replacement.
     """
-    _check_module(model)
+    check_module(model)
     modules = list(replaced(model))
     for path, module in modules:
         if type(module) is not replacement_for(type(module)):
@@ -70,14 +71,9 @@ def restore(model: Model) -> Model:
     return model
 
 
-def _check_module(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"a model is a torch.nn.Module; this is a {full_name(type(model))}")
-
-
 def _check(model: nn.Module) -> None:
     """Raise for what has nothing of the five families in it."""
-    _check_module(model)
+    check_module(model)
     if not any(family_of(type(module)) or _ours(module) for module in model.modules()):
         raise ValueError(
             f"{type(model).__name__} is not of a family that this library has: {', '.join(FAMILIES)} of transformers"

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from transformers.models.big_bird import modeling_big_bird as stock
 
 from ...ops import BlockSparsePattern, block_sparse_attention
-from ..observers import unobserved
+from ..observers import change_class, unobserved
 from . import feed_forward
-from .replacement import Replacement, change_class
+from .replacement import Replacement
 
 # Whether who wants the probabilities says so by an argument, or just looks at what a module returns.
 _ON_DEMAND = "output_attentions" in inspect.signature(stock.BigBirdAttention.forward).parameters

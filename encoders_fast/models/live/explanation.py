@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ..observers import hides_its_class
 from .families import family_of, replacement_for
 from .replacement import Replacement, full_name
 
@@ -50,7 +51,7 @@ def explain_model(model: nn.Module) -> ModelExplanation:
 def _visit(path: str, module: nn.Module, explanation: ModelExplanation) -> None:
     name = path or "the model itself"
     if isinstance(module, Replacement):
-        obstacle = module.obstacle()
+        obstacle = "it has a forward of its own" if hides_its_class(module) else module.obstacle()
         if obstacle is None:
             explanation.replaced[name] = module.work
         else:
@@ -87,4 +88,4 @@ def _without_replacement(module: nn.Module) -> str:
         return f"it is torch's own {type(module).__name__}"
     if family_of(type(module)) is not None:
         return "its time is that of torch's own matrix products"
-    return f"it is a {full_name(type(module))}, which is not transformers'"
+    return f"it is a {full_name(type(module))}, which is not of the five families"

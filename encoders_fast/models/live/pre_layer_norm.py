@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..activations import activate, fused_activation
-from ..observers import unobserved
+from ..observers import is_layer_norm, unobserved
 from ..pre_layer_norm import add_and_normalize
 from .replacement import Replacement
 
@@ -21,19 +21,29 @@ class Ahead:
 
     def __init__(self, layers: list[Any]) -> None:
         self.layers = layers
+        self.obstacles = [layer.obstacle() for layer in layers]
         self.h: Tensor | None = None
         self.normalized: Tensor | None = None
 
     def norm_behind(self, layer: Any) -> nn.Module | None:
         """The LayerNorm that the next layer begins with, if nobody sees what passes between the two."""
-        index = layer.attention.self.layer_idx  # to find it by comparison would be no faster
-        if self.layers[index : index + 1] != [layer] or index + 1 == len(self.layers):
+        index = self.place(layer)
+        if index is None or index + 1 == len(self.layers) or self.obstacles[index + 1] is not None:
             return None
         following = self.layers[index + 1]
         norm = following.norm_of(following.attention)
-        if not unobserved(layer, following, norm) or following.obstacle() is not None:
+        if not is_layer_norm(norm) or not unobserved(norm):
             return None
-        return norm if type(norm) is nn.LayerNorm and norm.weight.device == layer.output.dense.weight.device else None
+        return norm if norm.weight.device == layer.output.dense.weight.device else None
+
+    def place(self, layer: Any) -> int | None:
+        """None where somebody took layers out or put them in another order."""
+        index = layer.attention.self.layer_idx
+        return index if index < len(self.layers) and self.layers[index] is layer else None
+
+    def obstacle(self, layer: Any) -> str | None:
+        index = self.place(layer)
+        return layer.obstacle() if index is None else self.obstacles[index]
 
     def take(self, h: Tensor) -> Tensor | None:
         """LayerNorm(h), if h is what the layer before made."""
@@ -77,7 +87,8 @@ class Layer(Replacement):
         **kwargs: Any,
     ) -> Tensor:
         cross: Any = self._modules.get("crossattention") if encoder_hidden_states is not None else None
-        if self.obstacle() is not None or (encoder_hidden_states is not None and cross is None):
+        obstacle = self.obstacle() if ahead is None else ahead.obstacle(self)
+        if obstacle is not None or (encoder_hidden_states is not None and cross is None):
             return super().forward(
                 hidden_states,
                 attention_mask,
@@ -135,12 +146,12 @@ class Encoder(Replacement):
             return "not all of its layers are replaced"
         if not unobserved(*layers):
             return "its layers have hooks, which want to see what they are called with"
-        if any(layer.gradient_checkpointing and layer.training for layer in layers):
-            # What crosses the border is kept until the backward pass: it had better be one tensor than two.
-            return "its layers are checkpointed one by one"
         return None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self.obstacle() is None:
-            kwargs["ahead"] = Ahead(list(self.layer))
+        layers = list(self.layer)
+        # Of a layer that runs again for its gradients, all that crosses its border is kept: not two tensors, but one.
+        again = any(layer.gradient_checkpointing and layer.training for layer in layers)
+        if not again and self.obstacle() is None:
+            kwargs["ahead"] = Ahead(layers)
         return super().forward(hidden_states, *args, **kwargs)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from ..observers import has_own_forward, plain, unobserved
+from ..observers import change_class, is_layer_norm, plain, unobserved
 
 if TYPE_CHECKING:
     _Module = nn.Module
@@ -50,6 +50,8 @@ class Replacement(_Module):
                 module = module._modules[part]
             if type(module) is not kind:
                 return f"{name} is a {full_name(type(module))}"
+            if kind is nn.LayerNorm and not is_layer_norm(module):
+                return f"{name} has no weight, or no bias, or is not for the last dimension"
             if not unobserved(module):
                 return f"{name} has hooks, or another forward, which want to see it called"
             if not all(map(plain, module._parameters.values())):
@@ -63,12 +65,11 @@ class Replacement(_Module):
         change_class(self, self.stock)
 
 
-def change_class(module: nn.Module, kind: type[nn.Module]) -> None:
-    """Make a live module one of another class, with that class's forward."""
-    if has_own_forward(module):
-        del module.forward
-    module.__class__ = kind
-
-
 def full_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def check_module(model: object) -> None:
+    """Raise TypeError for what is not a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a model is a torch.nn.Module; this is a {full_name(type(model))}")

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..observers import change_class
 from .families import replaced
-from .replacement import change_class
+from .replacement import check_module
 
 
 class Difference(NamedTuple):
@@ -53,14 +54,18 @@ def verify(model: nn.Module, **inputs: Any) -> Verification:
         model: as `accelerate` leaves it.
         inputs: the arguments of its forward.
 
-    Raises: ValueError where nothing in the model is replaced; whatever the model itself raises for these inputs.
+    Raises: TypeError for what is not a module; ValueError where nothing in the model is replaced, or other outputs come
+    than from transformers; whatever the model itself raises for these inputs.
     """
+    check_module(model)
     if not any(True for _ in replaced(model)):
         raise ValueError(f"nothing in this {type(model).__name__} is replaced: accelerate(model) first")
     with _evaluating(model), torch.no_grad():
         fast = dict(_tensors("", model(**_copied(inputs))))
         with _as_stock(model):
             stock = dict(_tensors("", model(**_copied(inputs))))
+    if fast.keys() != stock.keys():
+        raise ValueError(f"there are other outputs, {', '.join(fast)}, than transformers', {', '.join(stock)}")
     return Verification(type(model).__name__, {name: _difference(fast[name], stock[name]) for name in stock})
 
 
