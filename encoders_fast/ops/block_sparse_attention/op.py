@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _dispatch
+from ... import _dispatch, _native
 from ..._dispatch import Backend, Key
 from ..._dropout import check as check_dropout
 from .._checks import check_tensors
 from . import reference
 from .autograd import attention_op, statics
-from .checks import check_head_mask, check_padding_mask, check_query_and_key, check_scale
+from .checks import Options, check_head_mask, check_padding_mask, check_query_and_key, check_scale
+from .constructors import Lists
 from .pattern import BlockSparsePattern
 
 
@@ -112,7 +113,35 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 
-# ---- backends, each named after its file: ./reference.py
+# ---- backends, each named after its file: csrc/block_sparse_attention/cpu.cpp, ./reference.py
+
+
+def _cpu_why_not(key: Key) -> str | None:
+    if key.device != "cpu":
+        return f"runs on the CPU; the input is on {key.device}"
+    if torch.float64 in key.dtypes:
+        return "computes in float32; the input is float64"
+    return _native.missing
+
+
+def _cpu_forward(query: Tensor, key: Tensor, value: Tensor, lists: Lists, options: Options) -> Any:
+    native = torch.ops.encoders_fast_native.block_sparse_attention.default
+    return native(query, key, value, *lists[:3], *options)
+
+
+def _cpu_backward(
+    dy: Tensor,
+    dlog_sum_exp: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    log_sum_exp: Tensor,
+    lists: Lists,
+    options: Options,
+) -> Any:
+    native = torch.ops.encoders_fast_native.block_sparse_attention_backward.default
+    return native(dy, dlog_sum_exp, query, key, value, log_sum_exp, *lists[:3], *options)
 
 
 def _always(key: Key) -> None:
@@ -135,12 +164,13 @@ def _statics(
 _dispatch.define(
     "block_sparse_attention",
     [
+        Backend("cpu", _cpu_why_not, _cpu_forward, _cpu_backward),
         Backend(
             "reference",
             _always,
             reference.block_sparse_attention,
             reference.block_sparse_attention_backward,
-        )
+        ),
     ],
     _statics,
 )
