@@ -7,7 +7,6 @@ take heads, and share those that do not divide evenly.
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from torch import Tensor
@@ -166,9 +165,7 @@ def test_width_of_one_with_a_stride():
     query, key, value, _ = sample(pattern, 1, torch.float32)
     wide = [torch.cat((x, x.new_full((2, 2, 9, 3), torch.nan)), -1)[..., ::4] for x in (query, key, value)]
     with use_backend("cpu"):
-        assert torch.equal(
-            block_sparse_attention(*wide, pattern), block_sparse_attention(query, key, value, pattern)
-        )
+        assert torch.equal(block_sparse_attention(*wide, pattern), block_sparse_attention(query, key, value, pattern))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

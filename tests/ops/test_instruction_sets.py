@@ -1,5 +1,5 @@
-"""The op's tests again on every lesser instruction set of this CPU, each in a process of its own, as the choice is made
-once per process."""
+"""The native ops' tests again on every lesser instruction set of this CPU, each in a process of its own, as the choice
+is made once per process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ LESSER = [isa for isa in info["instruction_sets_of_this_cpu"] if isa != info["in
 @pytest.mark.skipif("ENCODERS_FAST_ISA" in os.environ, reason="already one of these processes")
 @pytest.mark.parametrize("isa", LESSER)
 def test_on(isa):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_fourier_mixing.py"]
+    files = ["test_fourier_mixing.py", "test_block_sparse_attention.py", "test_block_sparse_attention_cpu.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", "not reference"]
     result = subprocess.run(
         command, cwd=HERE, env={**os.environ, "ENCODERS_FAST_ISA": isa}, capture_output=True, text=True, timeout=600
     )
