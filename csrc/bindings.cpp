@@ -29,4 +29,12 @@ STABLE_TORCH_LIBRARY(encoders_fast_native, library) {
       " Tensor log_sum_exp, Tensor row_starts, Tensor columns, Tensor multiplicities, int block, bool causal,"
       " Tensor? key_padding_mask, Tensor? query_padding_mask, Tensor? rng_state, float dropout_p, float scale)"
       " -> (Tensor dquery, Tensor dkey, Tensor dvalue)");
+
+  // dx is empty without dropout: it is dresidual.
+  library.def(
+      "residual_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps, float dropout_p,"
+      " Tensor? rng_state) -> (Tensor y, Tensor s, Tensor mean, Tensor rstd)");
+  library.def(
+      "residual_layer_norm_backward(Tensor dy, Tensor? ds, Tensor s, Tensor weight, Tensor mean, Tensor rstd,"
+      " float dropout_p, Tensor? rng_state) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)");
 }

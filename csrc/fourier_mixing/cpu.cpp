@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/cpu/instruction_set.h"
+#include "common/cpu/launch.h"
 #include "fourier_mixing/cpu_kernels.h"
 #include "fourier_mixing/cpu_plan.h"
 
@@ -26,35 +27,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-Storage storage_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return Storage::float32;
-    case ScalarType::BFloat16: return Storage::bfloat16;
-    case ScalarType::Half: return Storage::float16;
-    default: STD_TORCH_CHECK(false, "fourier_mixing: x must be float32, bfloat16 or float16");
-  }
-}
-
-int64_t bytes_of(Storage storage) { return storage == Storage::float32 ? 4 : 2; }
-
-Tensor floats(const Tensor& like, int64_t count) {
-  return torch::stable::new_empty(like, {count}, ScalarType::Float);
-}
-
-// Through the dispatcher only where there is something to do: each such call costs 2 us.
-Tensor dense(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-// A [width] parameter as float32, with zeros behind it to the end of a vector of any instruction set.
-std::vector<float> padded(const Tensor& parameter, int64_t width) {
-  const bool wide = parameter.scalar_type() == ScalarType::Float;
-  const Tensor from = dense(wide ? parameter : torch::stable::to(parameter, ScalarType::Float));
-  std::vector<float> to(width + 16);
-  std::copy_n(from.const_data_ptr<float>(), width, to.begin());
-  return to;
-}
 
 // [batch, tokens, width] samples, all as `first`, one after the other in memory.
 struct Batch {
@@ -75,20 +47,8 @@ struct Batch {
   }
 };
 
-// Smaller samples than this many elements are not worth the 5 us that waking the threads takes.
-constexpr int64_t worth_threads = 16384;
-
 int64_t workers_for(const Batch& batch) {
-  const int64_t elements = batch.size * batch.first.tokens * batch.first.width;
-  return elements < worth_threads ? 1 : std::max<int64_t>(1, torch::stable::get_num_threads());
-}
-
-template <typename Function>
-void on_each_worker(int64_t workers, Function function) {
-  if (workers == 1) return function(0);
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; worker++) function(worker);
-  });
+  return workers_for_elements(batch.size * batch.first.tokens * batch.first.width);
 }
 
 // As many samples as divide evenly go to one worker each, which keeps a sample's spectrum in its own cache; the workers
@@ -154,7 +114,7 @@ bool streams(const Tensor& y, int64_t row_bytes) {
 Batch batch_of(Mode mode, const Tensor& x, Tensor& y, const Plans& plans, double scale) {
   Sample s{};
   s.mode = mode;
-  s.storage = storage_of(x);
+  s.storage = storage_of(x, "fourier_mixing");
   s.tokens = x.size(1);
   s.width = x.size(2);
   s.token_plan = plans.tokens.get();

@@ -2,11 +2,10 @@
 #pragma once
 #include <cstdint>
 
+#include "common/cpu/storage.h"
 #include "fourier_mixing/plan.h"
 
 namespace encoders_fast {
-
-enum class Storage { float32, bfloat16, float16 };
 
 // mix:       y = M(x)
 // normalize: y = LayerNorm(x + M(x)) * weight + bias

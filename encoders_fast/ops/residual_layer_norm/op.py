@@ -16,10 +16,12 @@ Sources: Layer Normalization (Ba et al., 2016), equation 3; On Layer Normalizati
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ... import _dispatch
+from ... import _dispatch, _native
 from ..._dispatch import Backend, Key
 from .._checks import check_tensors
 from . import reference
@@ -58,7 +60,23 @@ def residual_layer_norm(
     return y, s
 
 
-# ---- backends, each named after its file: ./reference.py
+# ---- backends, each named after its file: csrc/residual_layer_norm/cpu.cpp, ./reference.py
+
+
+def _cpu_why_not(key: Key) -> str | None:
+    if key.device != "cpu":
+        return f"runs on the CPU; the input is on {key.device}"
+    if torch.float64 in key.dtypes:
+        return "computes in float32; the input is float64"
+    return _native.missing
+
+
+def _cpu_forward(*args: Any) -> Any:
+    return torch.ops.encoders_fast_native.residual_layer_norm.default(*args)
+
+
+def _cpu_backward(*args: Any) -> Any:
+    return torch.ops.encoders_fast_native.residual_layer_norm_backward.default(*args)
 
 
 def _always(key: Key) -> None:
@@ -82,6 +100,9 @@ def _statics(
 
 _dispatch.define(
     "residual_layer_norm",
-    [Backend("reference", _always, reference.residual_layer_norm, reference.residual_layer_norm_backward)],
+    [
+        Backend("cpu", _cpu_why_not, _cpu_forward, _cpu_backward),
+        Backend("reference", _always, reference.residual_layer_norm, reference.residual_layer_norm_backward),
+    ],
     _statics,
 )
