@@ -5,9 +5,10 @@
 namespace encoders_fast {
 
 struct Dropout {
-  uint32_t seed[2], offset[2];  // low and high half
-  uint32_t threshold;           // an element is kept where its random word is at least this
-  float scale;                  // of what is kept; 0 where nothing is
+  uint64_t key[10][2];  // of each round: 32-bit numbers, as wide as the lanes that they are spread over
+  uint32_t offset[2];   // low and high half
+  uint32_t threshold;   // an element is kept where its random word is at least this
+  float scale;          // of what is kept; 0 where nothing is
 };
 
 }  // namespace encoders_fast
