@@ -37,4 +37,10 @@ STABLE_TORCH_LIBRARY(encoders_fast_native, library) {
   library.def(
       "residual_layer_norm_backward(Tensor dy, Tensor? ds, Tensor s, Tensor weight, Tensor mean, Tensor rstd,"
       " float dropout_p, Tensor? rng_state) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)");
+
+  // Why brgemm cannot run, or nothing; a weight [N, K] in its order; act(x W^T + bias) + residual for x [M, K].
+  library.def("packed_linear_missing(bool bfloat16) -> str");
+  library.def("packed_linear_pack(Tensor weight) -> Tensor");
+  library.def(
+      "packed_linear(Tensor x, Tensor packed, Tensor? bias, int N, int activation, Tensor? residual) -> Tensor");
 }

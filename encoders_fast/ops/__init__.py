@@ -9,6 +9,8 @@ from .block_sparse_attention.probabilities import attention_probabilities
 from .bottleneck.op import bottleneck_ffn, bottleneck_input
 from .bottleneck.parameters import NormedProjection, Projection
 from .fourier_mixing.op import fourier_mixing, fourier_mixing_layer_norm
+from .packed_linear.op import packed_linear, packed_linears
+from .packed_linear.packing import clear_packed, packed_bytes
 from .residual_layer_norm.op import residual_layer_norm
 
 __all__ = [
@@ -19,7 +21,11 @@ __all__ = [
     "block_sparse_attention",
     "bottleneck_ffn",
     "bottleneck_input",
+    "clear_packed",
     "fourier_mixing",
     "fourier_mixing_layer_norm",
+    "packed_bytes",
+    "packed_linear",
+    "packed_linears",
     "residual_layer_norm",
 ]

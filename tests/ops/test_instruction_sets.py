@@ -1,5 +1,5 @@
-"""The tests of native ops again on every lesser instruction set of this CPU, each in a process of its own, as the choice
-is made once per process."""
+"""The tests of native ops again on every lesser instruction set of this CPU, each in a process of its own, as the
+choice is made once per process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ import pytest
 from encoders_fast import _native
 
 HERE = Path(__file__).parent
-FILES = ["test_fourier_mixing.py", "test_residual_layer_norm.py", "test_residual_layer_norm_cpu.py"]
+FILES = [
+    "test_fourier_mixing.py",
+    "test_residual_layer_norm.py",
+    "test_residual_layer_norm_cpu.py",
+    "test_packed_linear.py",
+]
 info = _native.build_info()["cpu"]
 LESSER = [isa for isa in info["instruction_sets_of_this_cpu"] if isa != info["instruction_set"]] if info else []
 

@@ -1,0 +1,65 @@
+"""Weights in the order that a backend reads them: packed once, and kept as long as the weight lives and stays as it is.
+
+The store is the process's, not a module's: nothing of it is saved, copied or pickled, and modules that share a
+parameter share its packed form. What counts as the same weight is the tensor itself, its version counter, memory, dtype and
+device. Torch counts every in-place change but those through `weight.data` and through other libraries' views of the
+memory; after one of these, call `clear_packed`.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class _Entry(NamedTuple):
+    weights: tuple[weakref.ref[Tensor], ...]
+    stamps: tuple[Any, ...]
+    packed: Tensor
+    nbytes: int
+
+
+_entries: dict[tuple[Any, ...], _Entry] = {}
+_lock = threading.Lock()
+
+
+def _stamp(weight: Tensor) -> tuple[Any, ...]:
+    return weight._version, weight.data_ptr(), weight.device, weight.dtype, weight.shape, weight.stride()
+
+
+def packed(layout: str, weights: tuple[Tensor, ...], pack: Callable[[Tensor], Tensor]) -> Tensor:
+    """`pack` of the weights [N, K], one under the other, from the store where they are in it.
+
+    `layout` names what `pack` makes. An inference tensor has no version counter: it must not come here.
+    """
+    key = (layout, *map(id, weights))
+    stamps = tuple(map(_stamp, weights))
+    entry = _entries.get(key)
+    if entry is not None and entry.stamps == stamps and _are(entry, weights):
+        return entry.packed
+    with _lock, torch.inference_mode(False), torch.no_grad():
+        dense = weights[0].detach() if len(weights) == 1 else torch.cat(weights)
+        tensor = pack(dense)
+        refs = tuple(weakref.ref(weight, lambda _: _entries.pop(key, None)) for weight in weights)
+        nbytes = tensor.nbytes if tensor.layout == torch.strided else dense.nbytes
+        _entries[key] = _Entry(refs, stamps, tensor, nbytes)
+    return tensor
+
+
+def _are(entry: _Entry, weights: tuple[Tensor, ...]) -> bool:
+    return all(ref() is weight for ref, weight in zip(entry.weights, weights, strict=True))
+
+
+def packed_bytes() -> int:
+    """The memory of all packed weights, in bytes."""
+    return sum(entry.nbytes for entry in list(_entries.values()))
+
+
+def clear_packed() -> None:
+    """Forget all packed weights; the next call packs again."""
+    _entries.clear()
