@@ -108,7 +108,10 @@ def test_why_not_sees_static_facts_and_is_asked_once_per_key():
 def test_forced_backend_that_cannot_run_says_why():
     with use_backend("cpu"), pytest.raises(NotImplementedError, match="cpu: computes in float32; the input is float64"):
         fourier_mixing(x.double())
-    with pytest.raises(ValueError, match="no op has a backend 'gpu'; there are cpu, reference"), use_backend("gpu"):
+    with (
+        pytest.raises(ValueError, match="no op has a backend 'gpu'; there are brgemm, cpu, mkldnn, reference"),
+        use_backend("gpu"),
+    ):
         pass
     with use_backend("reference"), use_backend(None):
         assert _dispatch.forced() is None

@@ -1,8 +1,8 @@
 """Weights in the order that a backend reads them: packed once, and kept as long as the weight lives and stays as it is.
 
 The store is the process's, not a module's: nothing of it is saved, copied or pickled, and modules that share a
-parameter share its packed form. What counts as the same weight is the tensor itself, its version counter, memory, dtype and
-device. Torch counts every in-place change but those through `weight.data` and through other libraries' views of the
+parameter share its packed form. What counts as the same weight is the tensor itself, its version counter, memory, dtype
+and device. Torch counts every in-place change but those through `weight.data` and through other libraries' views of the
 memory; after one of these, call `clear_packed`.
 """
 
