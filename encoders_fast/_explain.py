@@ -28,9 +28,12 @@ def explain(
     that cannot run it. Of a model: which of its modules `accelerate` replaced and what they run on, and for each one
     that it left alone the reason.
 
-    Nothing is computed. Raises ValueError for an unknown op, and for bad arguments what the op raises.
+    Nothing is computed. Raises ValueError for an unknown op, and for bad arguments what the op raises; TypeError for
+    arguments behind a model.
     """
     if isinstance(subject, nn.Module):
+        if args or kwargs:
+            raise TypeError("explain(model) takes no other arguments: it looks at modules, not at a call")
         from .models.live import explain_model  # needs transformers
 
         return explain_model(subject)

@@ -131,9 +131,11 @@ def test_explain_prints_every_refusal():
     text = str(explain(fourier_mixing_layer_norm, x.double(), torch.ones(6), torch.zeros(6)))
     assert text.splitlines()[0] == "fourier_mixing_layer_norm: reference"
     assert "cpu: computes in float32" in text
-    for unknown in ("softmax", None, torch.nn.Identity()):
+    for unknown in ("softmax", None, torch.relu):
         with pytest.raises(ValueError, match=r"there is no op .*; there are .*fourier_mixing, "):
             explain(unknown, x)
+    with pytest.raises(TypeError, match=r"explain\(model\) takes no other arguments"):
+        explain(torch.nn.Identity(), x)
 
 
 @pytest.mark.parametrize(
