@@ -15,6 +15,21 @@ from torch import Tensor, nn
 _KERAS = {"Linear": {"weight": "kernel"}, "LayerNorm": {"weight": "gamma", "bias": "beta"}}
 _FLAX = {"Linear": {"weight": "kernel"}, "LayerNorm": {"weight": "scale"}, "Embedding": {"weight": "embedding"}}
 
+FILES = {"TF": "tf_model.h5", "Flax": "flax_model.msgpack"}
+
+
+def weights(framework: str, model: nn.Module) -> dict[str, np.ndarray]:
+    """Path in the model -> values, as that framework has them."""
+    return (keras_weights if framework == "TF" else flax_weights)(model)
+
+
+def write(framework: str, folder: Path, weights: dict[str, Any], sharded: bool = False) -> None:
+    """The framework's file, or three shards and an index."""
+    if sharded:
+        (write_h5_shards if framework == "TF" else write_msgpack_shards)(folder, weights)
+    else:
+        (write_h5 if framework == "TF" else write_msgpack)(folder / FILES[framework], weights)
+
 
 def keras_weights(model: nn.Module) -> dict[str, np.ndarray]:
     """Path in the model -> values, of MobileBERT or RoBERTa-PreLayerNorm with all its heads."""

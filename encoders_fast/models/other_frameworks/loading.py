@@ -15,7 +15,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from . import flax, tensorflow
-from .state_dict import check_known, convert, settle_ties
+from .completeness import check_complete
+from .state_dict import convert, settle_ties
 
 if TYPE_CHECKING:
     from transformers.modeling_utils import PreTrainedModel as _Base
@@ -66,7 +67,8 @@ class LoadsOtherFrameworks(_Base):
             kwargs: transformers' own.
 
         Raises: ImportError without h5py or msgpack; OSError for a file that is missing or broken; ValueError for a
-        weight that is none, or that no model of the family has.
+        weight that is none, that no model of the family with this configuration has (one of a layer more, say), or that
+        is missing from the backbone, and for a file without weights.
         """
         path = pretrained_model_name_or_path
         if from_tf and from_flax:
@@ -103,14 +105,18 @@ class LoadsOtherFrameworks(_Base):
         if cls.can_generate() and "generation_config" not in kwargs:
             with contextlib.suppress(OSError):  # there need not be one
                 kwargs["generation_config"] = GenerationConfig.from_pretrained(folder, **where)
-        state, sources = convert(weight for file in files for weight in read(file))
+        state, sources = convert((weight for file in files for weight in read(file)), f"{cls.base_model_prefix}.")
+        if not state:
+            raise ValueError(
+                f"there are no weights in {', '.join(files) or f'the shards that the index of {folder} names'}"
+            )
         settle_ties(state, cls._tied_weights_keys or {}, config)
         wants_report = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(
             None, *model_args, config=config, state_dict=state, output_loading_info=True, **kwargs
         )
         model, report = loaded
-        check_known(report["unexpected_keys"], state, sources, model)
+        check_complete(report, state, sources, model)
         model.name_or_path = model.config.name_or_path = str(folder)
         return (model, report) if wants_report else model
 
