@@ -45,8 +45,8 @@ RULES = {  # a normalization of a few rules: the usual one takes 240 kB
 }
 
 
-def train_sentencepiece(path: Path, special: bool) -> None:
-    """A unigram model; with `special`, it has the special tokens."""
+def train_sentencepiece(path: Path, special: bool, model_type: str = "unigram") -> None:
+    """A model of a type that SentencePiece knows; with `special`, it has the special tokens."""
     path = path.absolute()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -56,6 +56,7 @@ def train_sentencepiece(path: Path, special: bool) -> None:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(SENTENCES * 20),
             model_prefix="model",
+            model_type=model_type,
             vocab_size=400,
             normalization_rule_tsv="rules.tsv",
             split_by_number=False,
@@ -88,19 +89,26 @@ def train_wordpiece(path: Path, special: bool) -> None:
     path.write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
 
 
+def _train(path: Path, family: str, kind: str) -> None:
+    special = kind != "-plain"
+    if family == "MobileBert":
+        train_wordpiece(path, special)
+    else:
+        train_sentencepiece(path, special, model_type="bpe" if kind == "-bpe" else "unigram")
+
+
 def main() -> None:
     if not transformers.__version__.startswith("4.57."):
         sys.exit(f"transformers 4.57 is needed; this is {transformers.__version__}")
     transformers.logging.set_verbosity_error()
     for family, file_name in FAMILIES.items():
-        for special in (True, False):
-            folder = FOLDER / (family if special else f"{family}-plain")
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / file_name).exists():
-                (train_wordpiece if family == "MobileBert" else train_sentencepiece)(folder / file_name, special)
-            if special:
-                fast = getattr(transformers, f"{family}TokenizerFast")
-                fast(str(folder / file_name), model_max_length=512).save_pretrained(folder)
+        for folder in {case.folder for case in CASES.values() if case.family == family}:
+            path = FOLDER / folder / file_name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                _train(path, family, kind=folder.removeprefix(family))
+        fast = getattr(transformers, f"{family}TokenizerFast")
+        fast(str(FOLDER / family / file_name), model_max_length=512).save_pretrained(FOLDER / family)
     made_by: dict[str, Any] = {
         "command": "python -m tests.golden.make_golden_tokenizers",
         "transformers": transformers.__version__,

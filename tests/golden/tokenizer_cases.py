@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
+
 FOLDER = Path(__file__).with_name("tokenizers")
 """<family>/ as `save_pretrained` of transformers 4.57 left it, <family>-plain with a vocabulary that lacks the special
-tokens, and expected.json.gz."""
+tokens, <family>-bpe with a SentencePiece model of byte pairs, and expected.json.gz."""
 EXPECTED = FOLDER / "expected.json.gz"
 
 FAMILIES = {"FNet": "spiece.model", "BigBird": "spiece.model", "MobileBert": "vocab.txt"}
@@ -48,9 +50,9 @@ class Case:
     """A tokenizer's class, its file, and its arguments."""
 
     name: str
+    folder: str
+    """Which vocabulary."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    folder: str = ""
-    """Which vocabulary; that of the family if empty."""
     source: str = "vocab_file"
     """"vocab_file", "tokenizer_file", or "folder" for `from_pretrained`."""
     added: tuple[str, ...] = ()
@@ -65,7 +67,7 @@ class Case:
     def tokenizer(self, library: Any) -> Any:
         """Build it from `library`."""
         kind = getattr(library, self.name)
-        folder = FOLDER / (self.folder or self.family)
+        folder = FOLDER / self.folder
         if self.source == "folder":
             tokenizer = kind.from_pretrained(folder, **self.options)
         elif self.source == "tokenizer_file":
@@ -130,6 +132,7 @@ _COMMON: dict[str, dict[str, Any]] = {
     "renamed special tokens": {"options": _RENAMED},
     "vocabulary without special tokens": {"folder": "-plain"},
     "added tokens": {"added": _ADDED, "options": {"additional_special_tokens": ["<extra>"]}},
+    "extra special token": {"options": {"additional_special_tokens": [AddedToken("<extra>", lstrip=True)]}},
     "split special tokens": {"call": {"split_special_tokens": True}},
     "cleaned": {"options": {"clean_up_tokenization_spaces": True}},
     "uncleaned": {"options": {"clean_up_tokenization_spaces": False}},
@@ -154,7 +157,11 @@ _SLOW_MOBILEBERT: dict[str, dict[str, Any]] = {
     "never split": {"options": {"do_lower_case": False, "never_split": ["C++", "U.S.A", "[unused1],"]}},
     "never split, lower case": {"options": {"never_split": ["[unused1],", "new-thing."]}},
 }
-_OF_FAMILY = {"FNet": _FNET, "BigBird": {}, "MobileBert": _MOBILEBERT}
+_BYTE_PAIRS: dict[str, dict[str, Any]] = {
+    "byte pairs": {"folder": "-bpe"},
+    "byte pairs, added tokens": {"folder": "-bpe", **_COMMON["added tokens"]},
+}
+_OF_FAMILY = {"FNet": _FNET | _BYTE_PAIRS, "BigBird": _BYTE_PAIRS, "MobileBert": _MOBILEBERT}
 
 
 def _cases() -> dict[str, Case]:
@@ -168,8 +175,7 @@ def _cases() -> dict[str, Case]:
             if suffix:
                 chosen["from a file"] = {"source": "tokenizer_file"}
             for title, arguments in chosen.items():
-                plain = arguments.get("folder") == "-plain"
-                cases[f"{name} {title}"] = Case(name, **{**arguments, "folder": f"{family}-plain" if plain else ""})
+                cases[f"{name} {title}"] = Case(name, **{**arguments, "folder": family + arguments.get("folder", "")})
     return cases
 
 

@@ -6,8 +6,10 @@ import os
 import re
 from typing import Any
 
+from transformers.convert_slow_tokenizer import BigBirdConverter as StockConverter
+
 from .pairs import Token, added_token
-from .sentence_piece import FastSentencePieceTokenizer, SentencePieceTokenizer
+from .sentence_piece import FastSentencePieceTokenizer, Merges, SentencePieceTokenizer
 
 __all__ = ["BigBirdTokenizer", "BigBirdTokenizerFast"]
 
@@ -71,6 +73,12 @@ class BigBirdTokenizer(SentencePieceTokenizer):
         return re.sub(r" (\[(MASK|SEP)\])", r"\1", " ".join(parts)) if spaces_between_special_tokens else "".join(parts)
 
 
+class BigBirdConverter(StockConverter):
+    """BigBird's slow tokenizer -> one of the library `tokenizers`."""
+
+    SpmExtractor: Any = Merges
+
+
 class BigBirdTokenizerFast(FastSentencePieceTokenizer):
     """Text -> ids by the library `tokenizers`. Sampling is for `BigBirdTokenizer` alone.
 
@@ -86,6 +94,7 @@ class BigBirdTokenizerFast(FastSentencePieceTokenizer):
     """
 
     slow_tokenizer_class: Any = BigBirdTokenizer
+    converter_class: Any = BigBirdConverter
     model_input_names = BigBirdTokenizer.model_input_names
     prefix_tokens = BigBirdTokenizer.prefix_tokens
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import unicodedata
 from typing import Any
 
 from tokenizers import normalizers
+from transformers.convert_slow_tokenizer import AlbertConverter
 
 from .pairs import Token, added_token
-from .sentence_piece import FastSentencePieceTokenizer, SentencePieceTokenizer
+from .sentence_piece import FastSentencePieceTokenizer, Merges, SentencePieceTokenizer
 
 __all__ = ["FNetTokenizer", "FNetTokenizerFast"]
+
+logger = logging.getLogger(__name__)
 
 SPACE = "▁"  # as SentencePiece writes it
 
@@ -117,14 +121,24 @@ class FNetTokenizer(SentencePieceTokenizer):
     ) -> tuple[str, ...]:
         """The usual files, and `tokenizer.json`: without it transformers 5 does not get along with FNet's model."""
         file_names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
-        fast = FNetTokenizerFast(
-            next(path for path in file_names if path.endswith(self.vocab_files_names["vocab_file"])),
-            added_tokens_decoder=self.added_tokens_decoder,
-            extra_special_tokens=self._extra_special_tokens,
-            **{name: getattr(self, name) for name in ("do_lower_case", "remove_space", "keep_accents")},
-            **{name: token for name, token in self._special_tokens_map.items() if token is not None},
-        )
+        try:
+            fast = FNetTokenizerFast(
+                next(path for path in file_names if path.endswith(self.vocab_files_names["vocab_file"])),
+                added_tokens_decoder=self.added_tokens_decoder,
+                extra_special_tokens=self._extra_special_tokens,
+                **{name: getattr(self, name) for name in ("do_lower_case", "remove_space", "keep_accents")},
+                **{name: token for name, token in self._special_tokens_map.items() if token is not None},
+            )
+        except ValueError as error:  # a model of words or characters: only this tokenizer can use it
+            logger.warning("FNetTokenizer is saved without tokenizer.json: %s", error)
+            return file_names
         return fast._save_pretrained(save_directory, file_names, legacy_format=False, filename_prefix=filename_prefix)
+
+
+class FNetConverter(AlbertConverter):
+    """FNet's slow tokenizer -> one of the library `tokenizers`."""
+
+    SpmExtractor: Any = Merges
 
 
 class FNetTokenizerFast(FastSentencePieceTokenizer):
@@ -143,6 +157,7 @@ class FNetTokenizerFast(FastSentencePieceTokenizer):
     """
 
     slow_tokenizer_class: Any = FNetTokenizer
+    converter_class: Any = FNetConverter
     model_input_names = FNetTokenizer.model_input_names
 
     def __init__(
@@ -173,6 +188,8 @@ class FNetTokenizerFast(FastSentencePieceTokenizer):
             mask_token=added_token(mask_token, lstrip=True),
             **kwargs,
         )
+
+    def _apply_options(self) -> None:
         self._tokenizer.normalizer = self._with_options(self._tokenizer.normalizer)
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import decoders, normalizers
+from transformers.convert_slow_tokenizer import BertConverter
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from .fast import FastTokenizer
@@ -122,6 +123,7 @@ class MobileBertTokenizerFast(FastTokenizer):
 
     vocab_files_names = {"vocab_file": "vocab.txt", "tokenizer_file": "tokenizer.json"}  # noqa: RUF012
     slow_tokenizer_class: Any = MobileBertTokenizer
+    converter_class: Any = BertConverter
     model_input_names = MobileBertTokenizer.model_input_names
 
     def __init__(
@@ -160,20 +162,19 @@ class MobileBertTokenizerFast(FastTokenizer):
             wordpieces_prefix=wordpieces_prefix,
             **kwargs,
         )
-        self._normalize(do_lower_case, tokenize_chinese_chars, strip_accents, clean_text)
         if wordpieces_prefix is not None:
             self._tokenizer.model.continuing_subword_prefix = wordpieces_prefix
             self._tokenizer.decoder = decoders.WordPiece(prefix=wordpieces_prefix)
 
-    def _normalize(self, lowercase: bool, chinese: bool, strip_accents: bool | None, clean_text: bool | None) -> None:
-        normalizer = self._tokenizer.normalizer
+    def _apply_options(self) -> None:
+        normalizer, asked = self._tokenizer.normalizer, self.init_kwargs
         state = {} if normalizer is None else json.loads(normalizer.__getstate__())
         if state.get("type") == "BertNormalizer":  # any other is somebody's own
             self._tokenizer.normalizer = normalizers.BertNormalizer(
-                clean_text=state["clean_text"] if clean_text is None else clean_text,
-                handle_chinese_chars=chinese,
-                strip_accents=strip_accents,
-                lowercase=lowercase,
+                clean_text=state["clean_text"] if asked["clean_text"] is None else asked["clean_text"],
+                handle_chinese_chars=asked["tokenize_chinese_chars"],
+                strip_accents=asked["strip_accents"],
+                lowercase=asked["do_lower_case"],
             )
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:

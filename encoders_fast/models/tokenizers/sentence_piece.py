@@ -7,6 +7,7 @@ import shutil
 from typing import Any
 
 from sentencepiece import SentencePieceProcessor
+from transformers.convert_slow_tokenizer import generate_merges
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from .fast import FastTokenizer
@@ -66,6 +67,26 @@ class SentencePieceTokenizer(SlowTokenizer, SentencePieceBackend):
         """
         existing_folder(self, save_directory)
         return super().save_vocabulary(save_directory, filename_prefix)
+
+
+class Merges:
+    """What transformers' converters ask about a model of byte pairs: its pieces' ids, and which pieces become one.
+
+    transformers 5 asks its own `SentencePieceExtractor` in a way that this one no longer knows.
+
+    Args:
+        vocab_file: not used, the converters having read it.
+
+    Source: transformers 4.57, convert_slow_tokenizer.py.
+    """
+
+    def __init__(self, vocab_file: str) -> None:
+        pass
+
+    def extract(self, vocab_scores: list[tuple[str, float]]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+        """The id of each piece, and the pairs of pieces that are merged, those of the best scores first."""
+        ids = {piece: i for i, (piece, _) in enumerate(vocab_scores)}
+        return ids, generate_merges(ids, vocab_scores)
 
 
 class FastSentencePieceTokenizer(FastTokenizer):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 from typing import Any
 
 from transformers import AddedToken, PreTrainedTokenizer
+from transformers.tokenization_utils_base import TruncationStrategy
 
 from .pairs import SentencePairTokenizer
+
+logger = logging.getLogger(__name__)
 
 
 class SlowTokenizer(SentencePairTokenizer, PreTrainedTokenizer):
@@ -38,6 +42,38 @@ class SlowTokenizer(SentencePairTokenizer, PreTrainedTokenizer):
             kept = "|".join(re.escape(token) for token in self._kept_as_written()) or "(?!)"
             text = re.sub(rf"({kept})|(.)", lambda match: match[1] or match[2].lower(), text)
         return text, kwargs
+
+    def truncate_sequences(
+        self,
+        ids: list[int],
+        pair_ids: list[int] | None = None,
+        num_tokens_to_remove: int = 0,
+        truncation_strategy: str | TruncationStrategy = "longest_first",
+        stride: int = 0,
+    ) -> tuple[list[int], Any, list[int]]:
+        """One or two sequences without the tokens that are too many. A sequence that "only_first" or "only_second"
+        names, and that has no token to spare, stays whole, with an error in the log.
+
+        Args:
+            ids: ids of the first sequence, without special tokens.
+            pair_ids: ids of the second one, if there is one.
+            num_tokens_to_remove: how many are too many.
+            truncation_strategy: which sequence they are taken from, as in a call of the tokenizer.
+            stride: how many of the tokens that stay come with those that go.
+
+        Returns: the first sequence, the second one, and the tokens that went.
+        """
+        strategy = TruncationStrategy(truncation_strategy)
+        named = {TruncationStrategy.ONLY_FIRST: ids, TruncationStrategy.ONLY_SECOND: pair_ids}.get(strategy)
+        if named is not None and 0 < num_tokens_to_remove >= len(named):
+            logger.error(
+                "%d tokens are too many, and the sequence that %r names has %d: it stays as it is",
+                num_tokens_to_remove,
+                strategy.value,
+                len(named),
+            )
+            return ids, pair_ids, []
+        return super().truncate_sequences(ids, pair_ids, num_tokens_to_remove, strategy, stride)
 
     def _kept_as_written(self) -> list[str]:
         """The strings in a text that are never turned into lower case."""
