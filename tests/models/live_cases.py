@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 
@@ -49,3 +50,9 @@ def ops_run_by(model: nn.Module, **inputs: Any) -> set[str]:
     with _dispatch.record() as calls:
         model(**inputs)
     return {op for op, _ in calls}
+
+
+@torch.no_grad()
+def assert_same(model: Any, plain: Any, inputs: dict[str, Any]) -> None:
+    """The first outputs are close in float32."""
+    torch.testing.assert_close(model(**inputs)[0], plain(**inputs)[0], rtol=1e-4, atol=1e-5)
