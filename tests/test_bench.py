@@ -165,7 +165,8 @@ def test_a_registered_backend_becomes_a_contender_and_is_checked():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_training_contenders_agree(dtype):
-    tensors = (torch.randn(2, 6, 10), torch.randn(10), torch.randn(10))
+    torch.manual_seed(0)
+    tensors = (torch.randn(4, 31, 48), torch.randn(48), torch.randn(48))  # enough numbers that none is right by luck
     contenders = bench_fourier_mixing.side_by_side(
         "fourier_mixing_layer_norm",
         bench_fourier_mixing.ours_layer_norm,
