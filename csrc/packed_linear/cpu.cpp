@@ -7,33 +7,17 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
-#include <string>
 #include <vector>
 
+#include "common/cpu/brgemm.h"
 #include "common/cpu/instruction_set.h"
 #include "common/cpu/launch.h"
 #include "packed_linear/cpu_kernels.h"
-
-// Not of torch's stable ABI, but exported alike by 2.11 and 2.13: weak, so that this library loads where it is missing.
-using Brgemm = void(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, bool add, const void* a,
-                    const void* b, float* c, bool vnni);
-__attribute__((weak)) Brgemm brgemm_float32 asm("_ZN2at6native7cpublas6brgemmEllllllbPKfS3_Pfb");
-__attribute__((weak)) Brgemm brgemm_bfloat16 asm("_ZN2at6native7cpublas6brgemmEllllllbPKN3c108BFloat16ES5_Pfb");
-__attribute__((weak)) void brgemm_release(bool vnni) asm("_ZN2at6native7cpublas14brgemm_releaseEb");
 
 namespace encoders_fast::packed_linear {
 namespace {
 
 using torch::stable::Tensor;
-
-// Empty where brgemm can run, else one sentence. In bfloat16 without AVX512-BF16 it raises, or finds no kernel.
-std::string missing(bool bfloat16) {
-  if (!(bfloat16 ? brgemm_bfloat16 : brgemm_float32) || !brgemm_release) return "this torch does not export brgemm";
-  const InstructionSet needed = bfloat16 ? InstructionSet::avx512_bf16 : InstructionSet::avx2;
-  if (instruction_set() >= needed) return "";
-  return std::string("needs ") + name(needed) + (bfloat16 ? " in bfloat16" : "") + "; in use is " +
-         name(instruction_set());
-}
 
 int64_t panels_of(int64_t columns) { return (columns + tile_columns - 1) / tile_columns; }
 
@@ -146,5 +130,5 @@ STABLE_TORCH_LIBRARY_IMPL(encoders_fast_native, CPU, m) {
   m.impl("packed_linear", TORCH_BOX(&encoders_fast::packed_linear::linear));
 }
 STABLE_TORCH_LIBRARY_IMPL(encoders_fast_native, CompositeExplicitAutograd, m) {
-  m.impl("packed_linear_missing", TORCH_BOX(&encoders_fast::packed_linear::missing));
+  m.impl("packed_linear_missing", TORCH_BOX(&encoders_fast::brgemm_missing));
 }
