@@ -27,6 +27,7 @@ from .masks import Mask as Mask
 from .masks import head_masks as head_masks
 from .masks import make_mask as make_mask
 from .masks import padded_keys, scores_mask, with_mask
+from .padding import RealTokens
 
 
 def attend(
@@ -42,6 +43,7 @@ def attend(
     bias: Tensor | None = None,
     rng_state: Tensor | None = None,
     output_attentions: bool = False,
+    real: RealTokens | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of each head over its keys.
 
@@ -54,6 +56,9 @@ def attend(
         head_mask: [H], a factor for each head.
         bias: broadcasts to [B, H, Tq, Tk], added to the scaled scores.
         rng_state: int64 [2]: what "encoders_fast" drops; the others draw from torch's generator.
+        real: which tokens of the batch these are, where padding is left out: query, key and value are then of one
+            sequence, [1, H, N, K], and the context is [1, N, H * K]. There is no bias then, and there are no
+            probabilities to be had.
         output_attentions: asks for the probabilities. Only the written-out formula has them, and computes the context
             too then, whatever the configuration names.
 
@@ -69,6 +74,8 @@ def attend(
     if kept is not None and mask.pairs is not None and mask.pairs.shape[1] > len(kept):  # one for each head, pruned too
         mask = mask._replace(pairs=mask.pairs[:, kept])
     dropout_p = dropout_p if module.training else 0.0
+    if real is not None:
+        return _of_real_tokens(module, (query, key, value), mask, scale, dropout_p, head_mask, rng_state, real), None
     plain = mask.pairs is None and bias is None
     if output_attentions or name == "eager":
         context, probabilities = _eager(
@@ -82,6 +89,28 @@ def attend(
         return _join(context if head_mask is None else context * head_mask[:, None, None]), None
     context = _registered(name, module, query, key, value, mask, scale, dropout_p, bias)
     return (context if head_mask is None else context * head_mask[:, None]).flatten(2), None
+
+
+def _of_real_tokens(
+    module: nn.Module,
+    operands: tuple[Tensor, ...],
+    mask: Mask,
+    scale: float,
+    dropout_p: float,
+    head_mask: Tensor | None,
+    rng_state: Tensor | None,
+    real: RealTokens,
+) -> Tensor:
+    """One sequence after the other where torch's operator does it, else all of them with their padding."""
+    config: Any = module.config
+    if config._attn_implementation != "sdpa":
+        query, key, value = map(real.put_back_heads, operands)
+        options: Any = {"scale": scale, "dropout_p": dropout_p, "head_mask": head_mask, "rng_state": rng_state}
+        return real.take(attend(module, query, key, value, mask, **options)[0])
+    sequences = zip(*(operand.split(real.lengths, dim=2) for operand in operands), strict=True)
+    parts = [_sdpa(q, k, v, EVERYTHING, scale, dropout_p, None) for q, k, v in sequences]
+    context = torch.cat(parts, dim=2)
+    return _join(context if head_mask is None else context * head_mask[:, None, None])
 
 
 def _join(context: Tensor) -> Tensor:

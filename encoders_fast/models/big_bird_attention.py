@@ -16,6 +16,8 @@ from ..ops import attention_probabilities, block_sparse_attention
 from .attention import EVERYTHING, Mask, attend
 from .big_bird_patterns import pattern_of
 from .decoding import encoder_tokens, with_earlier_tokens
+from .padding import RealTokens
+from .projections import project, project_together
 
 
 class Pass(NamedTuple):
@@ -32,6 +34,8 @@ class Pass(NamedTuple):
     attentions: list[Tensor] | None
     """Where each layer leaves its probabilities, if they are asked for."""
     cross_attentions: list[Tensor] | None
+    real: RealTokens | None = None
+    """Which tokens the layers see, where padding was taken out."""
 
     def drawn_for(self, layer: int, site: int) -> Tensor | None:
         return None if self.rng_state is None else _dropout.at(self.rng_state, layer, site)
@@ -63,18 +67,24 @@ class BigBirdSelfAttention(nn.Module):
         self, h: Tensor, encoder_hidden_states: Tensor | None, head_mask: Tensor | None, shared: Pass
     ) -> Tensor:
         """The context [B, T, D]."""
-        query = self.split(self.query(h))
         if head_mask is not None and len(self.kept_heads) < len(head_mask):
             head_mask = head_mask[self.kept_heads]
         asked = shared.cross_attentions if self.is_cross_attention else shared.attentions
         over_blocks = False
         if encoder_hidden_states is None:
-            key, value = with_earlier_tokens(shared.cache, self.layer, *self.keys_of(h), shared.cache_position)
+            query, key, value = map(self.split, project_together((self.query, self.key, self.value), h))
+            key, value = with_earlier_tokens(shared.cache, self.layer, key, value, shared.cache_position)
             mask, over_blocks = shared.mask, shared.over_blocks
         else:
+            query = self.split(project(self.query, h))
             key, value, mask = self.of_encoder(encoder_hidden_states, shared)
+        real = shared.real
         if over_blocks:
+            if real is not None:
+                query, key, value = map(real.put_back_heads, (query, key, value))
             context, probabilities = self.over_blocks(query, key, value, head_mask, shared, asked is not None)
+            if real is not None:
+                context = real.take(context)
         else:
             context, probabilities = attend(
                 self,
@@ -87,6 +97,7 @@ class BigBirdSelfAttention(nn.Module):
                 head_mask=head_mask,
                 rng_state=shared.drawn_for(self.layer, self.site),
                 output_attentions=asked is not None,
+                real=real,
             )
         if asked is not None and probabilities is not None:
             asked.append(probabilities)
@@ -149,7 +160,8 @@ class BigBirdSelfAttention(nn.Module):
         return context, probabilities if head_mask is None else probabilities * head_mask[:, None, None]
 
     def keys_of(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        return self.split(self.key(h)), self.split(self.value(h))
+        key, value = map(self.split, project_together((self.key, self.value), h))
+        return key, value
 
     def split(self, x: Tensor) -> Tensor:
         """[B, T, H * K] -> [B, H, T, K]"""

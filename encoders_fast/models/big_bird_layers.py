@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .. import _dropout
-from ..ops import residual_layer_norm
-from .activations import activate, activation
+from .activations import activation
 from .big_bird_attention import FEED_FORWARD, BigBirdSelfAttention, Pass, beside_encoder
-from .observers import is_layer_norm, unobserved
 from .positions import CountsPositions
+from .post_layer_norm import PostLayerNormOutput
+from .projections import activate, project
 
 
 class BigBirdEmbeddings(CountsPositions):
@@ -54,26 +53,8 @@ class BigBirdEmbeddings(CountsPositions):
         return self.LayerNorm(self.dropout(h))
 
 
-class BigBirdOutput(nn.Module):
-    """LayerNorm(dropout(dense(x)) + residual), x [B, T, width] and the residual [B, T, D]."""
-
-    def __init__(self, config: Any, width: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, x: Tensor, residual: Tensor, rng_state: Tensor | None = None) -> Tensor:
-        return self.add(self.dense(x), residual, rng_state)
-
-    def add(self, x: Tensor, residual: Tensor, rng_state: Tensor | None) -> Tensor:
-        norm = self.LayerNorm
-        if not is_layer_norm(norm) or not unobserved(norm, self.dropout):
-            return norm(self.dropout(x) + residual)
-        dropout_p = self.dropout.p if self.dropout.training else 0.0
-        if dropout_p > 0 and rng_state is None:
-            rng_state = _dropout.draw(x.device)
-        return residual_layer_norm(x, residual, norm.weight, norm.bias, norm.eps, dropout_p, rng_state)[0]
+class BigBirdOutput(PostLayerNormOutput):
+    pass
 
 
 class BigBirdAttention(nn.Module):
@@ -130,7 +111,9 @@ class BigBirdLayer(GradientCheckpointingLayer):
         if self.chunk_size_feed_forward <= 0:
             return self.output(self.intermediate(h), h, rng_state)
         # The last chunk may be shorter; transformers raises there.
-        parts = [self.output.dense(self.intermediate(part)) for part in h.split(self.chunk_size_feed_forward, dim=1)]
+        parts = [
+            project(self.output.dense, self.intermediate(part)) for part in h.split(self.chunk_size_feed_forward, dim=1)
+        ]
         return self.output.add(torch.cat(parts, dim=1), h, rng_state)
 
 

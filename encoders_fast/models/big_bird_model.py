@@ -24,6 +24,7 @@ from .decoding import as_given, cached_tokens, open_cache
 from .inputs import check_keywords, check_tokens, one_of
 from .language_heads import BertLanguageHead
 from .other_frameworks.loading import LoadsOtherFrameworks
+from .padding import removable
 from .pruning import PrunesHeads
 from .unused import NamesUnusedParameters
 
@@ -121,17 +122,21 @@ class BigBirdModel(BigBirdPreTrainedModel):
             head_mask: [H] or [layers, H], a factor for each head's attention probabilities.
             cache_position: [T], the tokens' places in a cache of fixed size, where transformers does not count itself.
             output_attentions, output_hidden_states, return_dict: as the configuration says where they are not given.
+            keep_padding: whether padded tokens go through the layers too, see `padding`. They do anyhow where one of
+                the first two before is asked for.
 
-        Returns: last_hidden_state [B, T, D], pooler_output [B, D], and what was asked for of past_key_values (tuples to
-        whom gave tuples), hidden_states (layers + 1 times [B, T, D]), attentions and cross_attentions (for each layer
-        [B, H, T, keys]; with block_sparse a tensor that its attention does without, in which, as in transformers, a
-        block that is listed twice has the weight of one). Without `return_dict` a tuple of what is there.
+        Returns: last_hidden_state [B, T, D], on the CPU zeros for padded tokens unless they are kept, pooler_output [B,
+        D], and what was asked for of past_key_values (tuples to whom gave tuples), hidden_states (layers + 1 times [B,
+        T, D]), attentions and cross_attentions (for each layer [B, H, T, keys]; with block_sparse a tensor that its
+        attention does without, in which, as in transformers, a block that is listed twice has the weight of one).
+        Without `return_dict` a tuple of what is there.
 
         Raises: ValueError for inputs of the wrong shape, both or neither of input_ids and inputs_embeds, more tokens
         than the model has positions for, and encoder_hidden_states beside block_sparse attention; TypeError for ids
         that are not integers and for unknown keywords; NotImplementedError for block_sparse attention with a cache of
         which only the device knows how full it is.
         """
+        keep_padding = kwargs.pop("keep_padding", False)
         check_keywords(self, kwargs)
         given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         check_tokens(given, token_type_ids, position_ids, self.config.hidden_size, None)
@@ -155,7 +160,13 @@ class BigBirdModel(BigBirdPreTrainedModel):
         if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
             states = []
         h = self.embeddings(input_ids, token_type_ids, positions, inputs_embeds)
+        keep = keep_padding or states is not None or shared.attentions is not None
+        real = removable(self, shared.mask, keep=keep)
+        if real is not None:
+            h, shared = real.take(h), shared._replace(real=real)
         h = self.encoder(h, encoder_hidden_states, factors, shared, states)
+        if real is not None:
+            h = real.put_back(h)
         output = BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=h,
             pooler_output=None if self.pooler is None else self.activation(self.pooler(h[:, 0])),

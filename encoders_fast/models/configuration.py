@@ -99,7 +99,12 @@ class _RobertaOptions(_CallableActivation):
         output = super().to_dict()
         if not output.get("pruned_heads"):
             output.pop("pruned_heads", None)
-        defaults = {"position_embedding_type": "absolute", "exact_positions": False, "feed_forward_dropout": False}
+        defaults = {
+            "position_embedding_type": "absolute",
+            "exact_positions": False,
+            "feed_forward_dropout": False,
+            "keep_padding": False,
+        }
         return _without_defaults(output, defaults)
 
 
@@ -114,6 +119,10 @@ class RobertaPreLayerNormConfig(_RobertaOptions, transformers.RobertaPreLayerNor
         exact_positions: give every token the position that it was trained with, pad_token_id + 1 and up, in all ways of
             generation. By default, as in transformers, `generate` counts from 0, a cached decoder that is given
             inputs_embeds begins anew at every call, and one whose prompt is padded on the left counts the padding.
+        keep_padding: give padded tokens hidden states too, as transformers does. By default, on the CPU, an encoder
+            leaves them out where attention_mask [B, T] tells which they are, and their last hidden state is zeros. A
+            loss that looks at them, and hidden_states and attentions where they are asked for, are as in transformers
+            either way.
         pruned_heads: layer -> heads that `prune_heads` took out.
         Others: see `transformers.RobertaPreLayerNormConfig`.
     """
@@ -122,6 +131,7 @@ class RobertaPreLayerNormConfig(_RobertaOptions, transformers.RobertaPreLayerNor
     hidden_act: Any = "gelu"
     position_embedding_type: str = "absolute"
     exact_positions: bool = False
+    keep_padding: bool = False
     pruned_heads: Any = None
 
 
@@ -130,7 +140,8 @@ class XLMRobertaXLConfig(_RobertaOptions, transformers.XLMRobertaXLConfig):
     """Configuration of the XLM-RoBERTa-XL models: `transformers.XLMRobertaXLConfig` and some options more.
 
     Args:
-        hidden_act, position_embedding_type, exact_positions, pruned_heads: see `RobertaPreLayerNormConfig`.
+        hidden_act, position_embedding_type, exact_positions, keep_padding, pruned_heads: see
+            `RobertaPreLayerNormConfig`.
         feed_forward_dropout: whether hidden_dropout_prob holds behind the feed-forward block too, as in the training of
             the published checkpoints. (transformers: no.)
         Others: see `transformers.XLMRobertaXLConfig`.
@@ -141,6 +152,7 @@ class XLMRobertaXLConfig(_RobertaOptions, transformers.XLMRobertaXLConfig):
     position_embedding_type: str = "absolute"
     exact_positions: bool = False
     feed_forward_dropout: bool = False
+    keep_padding: bool = False
     pruned_heads: Any = None
 
 
@@ -166,6 +178,7 @@ class BigBirdConfig(_CallableActivation, transformers.BigBirdConfig):
             False is transformers' behaviour: its self-attention attends to the encoder as well, so that no token sees
             another one, its cross attention ignores encoder_attention_mask, and with a cache takes the other's keys and
             values. True is attention to the tokens before, then to the encoder's.
+        keep_padding: see `RobertaPreLayerNormConfig`.
         pruned_heads: layer -> heads that `prune_heads` took out.
         Others: see `transformers.BigBirdConfig`. num_random_blocks may be 0.
     """
@@ -179,6 +192,7 @@ class BigBirdConfig(_CallableActivation, transformers.BigBirdConfig):
     extra_global_tokens: int = 0
     block_sparse_dropout: bool = False
     self_attention_beside_encoder: bool = False
+    keep_padding: bool = False
     pruned_heads: Any = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -193,6 +207,7 @@ BIG_BIRD_OPTIONS: dict[str, Any] = {
     "extra_global_tokens": 0,
     "block_sparse_dropout": False,
     "self_attention_beside_encoder": False,
+    "keep_padding": False,
     "pruned_heads": None,
 }
 """The options of `BigBirdConfig` that transformers' own does not have, and their defaults."""

@@ -23,13 +23,15 @@ from transformers.models.fnet.modeling_fnet import FNetForPreTrainingOutput
 from ..ops import fourier_mixing, fourier_mixing_layer_norm
 from ..ops.fourier_mixing import onnx as _onnx  # noqa: F401  torch.onnx.export finds the op's ONNX form
 from . import tasks
-from .activations import activate, activation, add_residual
+from .activations import activation
 from .configuration import FNetConfig
 from .inputs import check_tokens, one_of, warn_once
 from .language_heads import BertLanguageHead
 from .masks import make_mask, real_tokens
 from .observers import is_layer_norm, unobserved
 from .positions import CountsPositions, Lengths, count_tokens, first_tokens, rows_by_length
+from .post_layer_norm import PostLayerNormOutput
+from .projections import activate
 from .unused import NamesUnusedParameters
 
 __all__ = [
@@ -145,16 +147,9 @@ class FNetIntermediate(nn.Module):
         return activate(self.intermediate_act_fn, self.dense, h)
 
 
-class FNetOutput(nn.Module):
+class FNetOutput(PostLayerNormOutput):
     def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
-        y = self.dropout(self.dense(hidden))
-        return self.LayerNorm(add_residual(self.dense, y, residual, self.dropout))
+        super().__init__(config, config.intermediate_size)
 
 
 class FNetLayer(GradientCheckpointingLayer):
@@ -316,6 +311,7 @@ class FNetHead(tasks.Family, FNetPreTrainedModel):
     language_head_path = "cls.predictions"
     pretraining_output = FNetForPreTrainingOutput
     masked_loss_alone = False
+    removes_padding = False
 
 
 class _Labelled(tasks.Task):

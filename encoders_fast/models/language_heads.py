@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .activations import activate, activation, overwritable
+from .activations import activation
+from .projections import activate, overwritable, project
 from .wide import LayerNorm, Linear
 
 
@@ -73,7 +74,7 @@ class BertLanguageHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.decoder(self.transform(h))
+        return project(self.decoder, self.transform(h))
 
 
 _GELU = nn.GELU()
@@ -91,4 +92,4 @@ class RobertaLanguageHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.decoder(self.layer_norm(activate(_GELU, self.dense, h)))
+        return project(self.decoder, self.layer_norm(activate(_GELU, self.dense, h)))

@@ -266,6 +266,7 @@ class MobileBertHead(tasks.Family, MobileBertPreTrainedModel):
     language_head_path = "cls.predictions"
     pretraining_output = MobileBertForPreTrainingOutput
     masked_loss_alone = False
+    removes_padding = False
 
 
 def _inputs(

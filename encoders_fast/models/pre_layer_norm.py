@@ -23,10 +23,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import _dropout
 from ..ops import residual_layer_norm
-from .activations import activate
 from .attention import Mask, attend
 from .decoding import encoder_tokens, with_earlier_tokens
 from .observers import is_layer_norm, unobserved
+from .padding import RealTokens
+from .projections import activate, project, project_together
 from .relative_positions import embedding_type, relative_scores
 
 
@@ -43,6 +44,8 @@ class Pass(NamedTuple):
     attentions: list[Tensor] | None
     """Where each layer leaves its probabilities, if they are asked for."""
     cross_attentions: list[Tensor] | None
+    real: RealTokens | None = None
+    """Which tokens the layers see, where padding was taken out."""
 
     def drawn_for(self, layer: int, site: int) -> Tensor | None:
         return None if self.rng_state is None else _dropout.at(self.rng_state, layer, site)
@@ -98,12 +101,13 @@ class PreLayerNormSelfAttention(nn.Module):
         self, h: Tensor, encoder_hidden_states: Tensor | None, head_mask: Tensor | None, shared: Pass
     ) -> tuple[Tensor, Tensor | None]:
         """The context [B, T, D], and the probabilities [B, H, T, Tk] where they are asked for."""
-        query = self.split(self.query(h))
         if self.is_cross_attention:
+            query = self.split(project(self.query, h))
             key, value = encoder_tokens(shared.cache, self.layer, lambda: self.keys_of(encoder_hidden_states))
             mask, asked, site = shared.encoder_mask, shared.cross_attentions, _CROSS_ATTENTION
         else:
-            key, value = with_earlier_tokens(shared.cache, self.layer, *self.keys_of(h), shared.cache_position)
+            query, key, value = map(self.split, project_together((self.query, self.key, self.value), h))
+            key, value = with_earlier_tokens(shared.cache, self.layer, key, value, shared.cache_position)
             mask, asked, site = shared.mask, shared.attentions, _SELF_ATTENTION
         scale = self.attention_head_size**-0.5
         bias = None
@@ -126,13 +130,15 @@ class PreLayerNormSelfAttention(nn.Module):
             bias=bias,
             rng_state=shared.drawn_for(self.layer, site),
             output_attentions=asked is not None,
+            real=shared.real,
         )
         if asked is not None and probabilities is not None:
             asked.append(probabilities)
         return context, probabilities
 
-    def keys_of(self, h: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self.split(self.key(h)), self.split(self.value(h))
+    def keys_of(self, h: Any) -> tuple[Tensor, Tensor]:
+        key, value = map(self.split, project_together((self.key, self.value), h))
+        return key, value
 
     def split(self, x: Tensor) -> Tensor:
         """[B, T, H * K] -> [B, H, T, K]"""
@@ -148,7 +154,7 @@ class PreLayerNormSelfOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return residual + self.dropout(self.dense(x))
+        return residual + self.dropout(project(self.dense, x))
 
 
 class PreLayerNormAttention(nn.Module):
@@ -188,7 +194,7 @@ class PreLayerNormAttention(nn.Module):
         if normalized is None:
             normalized = self.norm(h)
         context, _ = self.self(normalized, encoder_hidden_states, head_mask, shared)
-        x = self.output.dense(context)
+        x = project(self.output.dense, context)
         rng_state = shared.drawn_for(self.layer, self.site + 1)
         return add_and_normalize(x, h, self.output.dropout, following, rng_state)
 
@@ -261,7 +267,7 @@ class PreLayerNormLayer(GradientCheckpointingLayer):
 
     def expand_and_project(self, normalized: Tensor) -> Tensor:
         expanded = activate(self.intermediate.intermediate_act_fn, self.intermediate.dense, normalized)
-        return self.output.dense(expanded)
+        return project(self.output.dense, expanded)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -22,6 +22,7 @@ from .attention import EVERYTHING, head_masks, make_mask
 from .decoding import as_given, cached_tokens, open_cache
 from .inputs import check_keywords, check_tokens, one_of, readable
 from .language_heads import RobertaLanguageHead
+from .padding import removable
 from .pre_layer_norm import Pass
 from .pruning import PrunesHeads
 from .relative_positions import embedding_type
@@ -172,14 +173,18 @@ class RobertaEncoderModel(RobertaPreTrainedModel):
             head_mask: [H] or [layers, H], a factor for each head's attention probabilities.
             cache_position: [T], the tokens' places in a cache of fixed size, where transformers does not count itself.
             output_attentions, output_hidden_states, return_dict: as the configuration says where they are not given.
+            keep_padding: whether padded tokens go through the layers too, see `padding`. They do anyhow where one of
+                the first two before is asked for.
 
-        Returns: last_hidden_state [B, T, D], pooler_output [B, D], and what was asked for of past_key_values (tuples to
-        whom gave tuples), hidden_states (layers + 1 times [B, T, D], the last of them normalized), attentions and
-        cross_attentions (for each layer [B, H, T, keys]). Without `return_dict` a tuple of what is there.
+        Returns: last_hidden_state [B, T, D], on the CPU zeros for padded tokens unless they are kept, pooler_output [B,
+        D], and what was asked for of past_key_values (tuples to whom gave tuples), hidden_states (layers + 1 times [B,
+        T, D], the last of them normalized), attentions and cross_attentions (for each layer [B, H, T, keys]). Without
+        `return_dict` a tuple of what is there.
 
         Raises: ValueError for inputs of the wrong shape, both or neither of input_ids and inputs_embeds, and more
         tokens than the model has positions for; TypeError for ids that are not integers and for unknown keywords.
         """
+        keep_padding = kwargs.pop("keep_padding", False)
         check_keywords(self, kwargs)
         given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         check_tokens(given, token_type_ids, position_ids, self.config.hidden_size, None)
@@ -203,7 +208,13 @@ class RobertaEncoderModel(RobertaPreTrainedModel):
         if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
             states = []
         h = self.embeddings(input_ids, token_type_ids, positions, inputs_embeds)
+        keep = keep_padding or states is not None or shared.attentions is not None or not self.embeddings.is_absolute
+        real = removable(self, shared.mask, keep=keep)
+        if real is not None:
+            h, shared = real.take(h), shared._replace(real=real)
         h = self.encoder(h, self.final_norm, encoder_hidden_states, masks, shared, states)
+        if real is not None:
+            h = real.put_back(h)
         output = BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=h,
             pooler_output=None if self.pooler is None else self.pooler(h),

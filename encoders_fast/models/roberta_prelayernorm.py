@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from transformers.generation import GenerationMixin
 
 from . import tasks
-from .activations import activate, activation
+from .activations import activation
 from .arguments import CausalArguments, ChoiceArguments, LabelArguments, MaskedArguments, SpanArguments
 from .configuration import RobertaPreLayerNormConfig
 from .language_heads import RobertaLanguageHead
 from .other_frameworks.loading import LoadsOtherFrameworks
 from .pre_layer_norm import PreLayerNormAttention, PreLayerNormEncoder, PreLayerNormLayer
+from .projections import activate, project
 from .roberta import RobertaEmbeddings, RobertaEncoderModel, RobertaPooler, RobertaPreTrainedModel
 
 __all__ = [
@@ -72,7 +73,7 @@ class RobertaPreLayerNormOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return residual + self.dropout(self.dense(x))
+        return residual + self.dropout(project(self.dense, x))
 
 
 class RobertaPreLayerNormLayer(PreLayerNormLayer):

@@ -29,6 +29,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .inputs import fold_choices, leading_shape
 from .losses import check_labels, check_sequence_labels, class_loss, next_token_loss, sequence_loss, span_loss
+from .padding import counts_padding
 
 if TYPE_CHECKING:
     from transformers.modeling_utils import PreTrainedModel as _Base
@@ -54,6 +55,8 @@ class Family(_Base):
     """Whether pre-training with `labels` and no `next_sentence_label` has a loss."""
     caches_with_labels = False
     """Whether a causal language model that is given labels returns its cache as well."""
+    removes_padding = True
+    """Whether the backbone may leave padded tokens out, and takes `keep_padding`."""
     token_loss_skips_padding = False
     """Whether token classification counts no label of a token that attention_mask hides."""
 
@@ -77,7 +80,10 @@ class Task(Family):
     def add_head(self, config: Any) -> None:
         raise NotImplementedError
 
-    def encode(self, inputs: dict[str, Any]) -> Any:
+    def encode(self, inputs: dict[str, Any], *, keep_padding: bool = False) -> Any:
+        """`keep_padding` where the task's loss looks at padded tokens."""
+        if keep_padding and self.removes_padding:
+            inputs = {**inputs, "keep_padding": True}
         return self.base_model(**inputs, return_dict=True)
 
     def deliver(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple[Any, ...]:
@@ -135,7 +141,7 @@ class MaskedLM(LanguageModel):
     def answer(self, inputs: dict[str, Any], labels: Tensor | None = None) -> MaskedLMOutput:
         B, T = leading_shape(inputs)
         check_labels("labels", labels, (B, T), (B * T,))
-        encoded = self.encode(inputs)
+        encoded = self.encode(inputs, keep_padding=counts_padding(labels, inputs))
         logits = self.language(encoded.last_hidden_state)
         loss = None if labels is None else class_loss(logits, labels)
         return MaskedLMOutput(loss=loss, logits=logits, **carried(encoded))
@@ -188,7 +194,7 @@ class PreTraining(LanguageModel):
         B, T = leading_shape(inputs)
         check_labels("labels", labels, (B, T), (B * T,))
         check_labels("next_sentence_label", next_sentence_label, (B,), (B, 1))
-        encoded = self.encode(inputs)
+        encoded = self.encode(inputs, keep_padding=counts_padding(labels, inputs))
         logits = self.language(encoded.last_hidden_state)
         order = self.cls.seq_relationship(encoded.pooler_output)
         loss = None
@@ -299,7 +305,8 @@ class TokenClassification(Task):
     def answer(self, inputs: dict[str, Any], labels: Tensor | None = None) -> TokenClassifierOutput:
         B, T = leading_shape(inputs)
         check_labels("labels", labels, (B, T), (B * T,))
-        encoded = self.encode(inputs)
+        keep = counts_padding(labels, inputs) and not self.token_loss_skips_padding
+        encoded = self.encode(inputs, keep_padding=keep)
         logits = self.classifier(self.dropout(encoded.last_hidden_state))
         mask = inputs.get("attention_mask") if self.token_loss_skips_padding else None
         if labels is not None and mask is not None and mask.dim() == 2:
@@ -323,7 +330,8 @@ class QuestionAnswering(Task):
         B, _ = leading_shape(inputs)
         check_labels("start_positions", start_positions, (B,), (B, 1))
         check_labels("end_positions", end_positions, (B,), (B, 1))
-        encoded = self.encode(inputs)
+        # The loss compares a position with all others, padded ones too.
+        encoded = self.encode(inputs, keep_padding=start_positions is not None and end_positions is not None)
         start_logits, end_logits = (
             logits.squeeze(-1).contiguous() for logits in self.qa_outputs(encoded.last_hidden_state).split(1, dim=-1)
         )

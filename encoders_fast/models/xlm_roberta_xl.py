@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers.generation import GenerationMixin
 
 from . import tasks
-from .activations import activate, activation
+from .activations import activation
 from .arguments import CausalArguments, ChoiceArguments, LabelArguments, MaskedArguments, SpanArguments
 from .configuration import XLMRobertaXLConfig
 from .language_heads import RobertaLanguageHead
 from .pre_layer_norm import PreLayerNormAttention, PreLayerNormEncoder, PreLayerNormLayer
+from .projections import activate, project
 from .roberta import RobertaEmbeddings, RobertaEncoderModel, RobertaPooler, RobertaPreTrainedModel
 
 __all__ = [
@@ -71,7 +72,7 @@ class XLMRobertaXLOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob) if drops else None
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        x = self.dense(x)
+        x = project(self.dense, x)
         return residual + (x if self.dropout is None else self.dropout(x))
 
 

@@ -11,6 +11,7 @@ from transformers.models.big_bird import modeling_big_bird as stock
 
 from ...ops import BlockSparsePattern, block_sparse_attention
 from ..observers import change_class, unobserved
+from ..projections import project_together
 from . import feed_forward
 from .replacement import Replacement
 
@@ -31,7 +32,7 @@ class _Attention(Replacement):
 class BigBirdBlockSparseAttention(_Attention, stock.BigBirdBlockSparseAttention):
     """Attention over lists of blocks. Who asks for the probabilities, [B, H, T, T], gets them from transformers."""
 
-    work = "block_sparse_attention"
+    work = "packed_linear and block_sparse_attention"
 
     def forward(
         self,
@@ -58,7 +59,8 @@ class BigBirdBlockSparseAttention(_Attention, stock.BigBirdBlockSparseAttention)
             device=hidden_states.device,
         )
         query, key, value = (
-            split(project(hidden_states), self.num_attention_heads) for project in (self.query, self.key, self.value)
+            split(x, self.num_attention_heads)
+            for x in project_together((self.query, self.key, self.value), hidden_states)
         )
         context = block_sparse_attention(
             query,
@@ -74,7 +76,7 @@ class BigBirdBlockSparseAttention(_Attention, stock.BigBirdBlockSparseAttention)
 class BigBirdSelfAttention(_Attention, stock.BigBirdSelfAttention):
     """Full attention by torch's fused operator. An encoder's tokens and cached ones are left to transformers."""
 
-    work = "scaled_dot_product_attention"
+    work = "packed_linear and scaled_dot_product_attention"
 
     def bypassed(self) -> dict[str, type[nn.Module]]:
         return {"dropout": nn.Dropout}
@@ -97,7 +99,8 @@ class BigBirdSelfAttention(_Attention, stock.BigBirdSelfAttention):
         ):
             return super().forward(hidden_states, attention_mask, *others, *args, **kwargs)
         query, key, value = (
-            split(project(hidden_states), self.num_attention_heads) for project in (self.query, self.key, self.value)
+            split(x, self.num_attention_heads)
+            for x in project_together((self.query, self.key, self.value), hidden_states)
         )
         dropout_p = self.dropout.p if self.dropout.training else 0.0
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout_p)

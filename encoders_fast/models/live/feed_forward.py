@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from ... import _dropout
 from ...ops import residual_layer_norm
-from ..activations import activate, fused_activation
+from ..activations import fused_activation
+from ..projections import activate, project
 from .replacement import Replacement
 
 
 class Intermediate(Replacement):
     """act(dense(h)): [B, T, D] -> [B, T, F]."""
 
-    work = "the activation in one operator, in place without gradients"
+    work = "packed_linear with the activation"
     dense: Any
     intermediate_act_fn: Any
 
@@ -26,7 +27,7 @@ class Intermediate(Replacement):
 class AddAndNormalize(Replacement):
     """LayerNorm(dropout(dense(x)) + input_tensor)."""
 
-    work = "residual_layer_norm"
+    work = "packed_linear and residual_layer_norm"
     dense: Any
     dropout: Any
     LayerNorm: Any
@@ -37,7 +38,7 @@ class AddAndNormalize(Replacement):
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         if self.obstacle() is not None:
             return super().forward(hidden_states, input_tensor)
-        norm, x = self.LayerNorm, self.dense(hidden_states)
+        norm, x = self.LayerNorm, project(self.dense, hidden_states)
         dropout_p = self.dropout.p if self.dropout.training else 0.0
         rng_state = _dropout.draw(x.device) if dropout_p > 0 else None
         return residual_layer_norm(x, input_tensor, norm.weight, norm.bias, norm.eps, dropout_p, rng_state)[0]

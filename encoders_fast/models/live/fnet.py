@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers.models.fnet import modeling_fnet as stock
 
 from ...ops import fourier_mixing_layer_norm
-from ..activations import add_residual
 from . import feed_forward
 from .replacement import Replacement
 
@@ -46,12 +45,8 @@ class FNetIntermediate(feed_forward.Intermediate, stock.FNetIntermediate):
     pass
 
 
-class FNetOutput(Replacement, stock.FNetOutput):
-    work = "the residual sum in place without gradients"
-
-    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
-        y = self.dropout(self.dense(hidden_states))
-        return self.LayerNorm(add_residual(self.dense, y, input_tensor, self.dropout))
+class FNetOutput(feed_forward.AddAndNormalize, stock.FNetOutput):
+    pass
 
 
 REPLACEMENTS = (FNetFourierTransform, FNetIntermediate, FNetOutput)

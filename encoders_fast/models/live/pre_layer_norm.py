@@ -1,18 +1,21 @@
 """RoBERTa-PreLayerNorm and XLM-RoBERTa-XL: what takes the place of transformers' modules.
 
 Every sum and the LayerNorm that follows it, which often belongs to the next layer, are one call of the op
-residual_layer_norm. Queries, keys, values and what the configuration makes of them stay transformers'.
+residual_layer_norm. What the configuration makes of queries, keys and values stays transformers'.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..activations import activate, fused_activation
+from ..activations import fused_activation
 from ..observers import is_layer_norm, unobserved
 from ..pre_layer_norm import add_and_normalize
+from ..projections import activate, project, project_together
 from .replacement import Replacement
 
 
@@ -53,7 +56,7 @@ class Ahead:
 class Layer(Replacement):
     """h + attention(LayerNorm(h)), in a decoder with cross attention too, and the feed-forward block."""
 
-    work = "residual_layer_norm"
+    work = "packed_linear and residual_layer_norm"
     norm_name: ClassVar[str]
     """Of the LayerNorm in front of attention."""
     feed_forward_norm_name: ClassVar[str]
@@ -130,7 +133,39 @@ class Layer(Replacement):
 
 def _add(output: Any, x: Tensor, h: Tensor, norm: nn.Module | None) -> tuple[Tensor, Any]:
     """(s, norm(s)) of s = h + dropout(dense(x))."""
-    return add_and_normalize(output.dense(x), h, getattr(output, "dropout", None), norm, None)
+    return add_and_normalize(project(output.dense, x), h, getattr(output, "dropout", None), norm, None)
+
+
+class SelfAttention(Replacement):
+    """Queries, keys and values from one product; attention is the function that the configuration names. With a cache
+    it is transformers' own."""
+
+    work = "packed_linear for queries, keys and values together"
+    eager: ClassVar[Callable[..., Any]]
+    """transformers' function of that name."""
+    config: Any
+    dropout: Any
+    scaling: float
+    attention_head_size: int
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, past_key_values: Any = None, **kwargs: Any
+    ) -> Any:
+        if past_key_values is not None:
+            return super().forward(hidden_states, attention_mask, past_key_values=past_key_values, **kwargs)
+        kwargs.pop("cache_position", None)
+        shape = hidden_states.shape[:-1]
+        query, key, value = (
+            x.unflatten(-1, (-1, self.attention_head_size)).transpose(1, 2)
+            for x in project_together((self.query, self.key, self.value), hidden_states)
+        )
+        name = self.config._attn_implementation
+        attend = type(self).eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+        dropout = self.dropout.p if self.training else 0.0
+        context, probabilities = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return context.reshape(*shape, -1).contiguous(), probabilities
 
 
 class Encoder(Replacement):

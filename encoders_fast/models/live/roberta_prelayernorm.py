@@ -25,8 +25,12 @@ class RobertaPreLayerNormLayer(pre_layer_norm.Layer, stock.RobertaPreLayerNormLa
     }
 
 
+class RobertaPreLayerNormSelfAttention(pre_layer_norm.SelfAttention, stock.RobertaPreLayerNormSelfAttention):
+    eager = staticmethod(stock.eager_attention_forward)
+
+
 class RobertaPreLayerNormEncoder(pre_layer_norm.Encoder, stock.RobertaPreLayerNormEncoder):
     pass
 
 
-REPLACEMENTS = (RobertaPreLayerNormEncoder, RobertaPreLayerNormLayer)
+REPLACEMENTS = (RobertaPreLayerNormEncoder, RobertaPreLayerNormLayer, RobertaPreLayerNormSelfAttention)

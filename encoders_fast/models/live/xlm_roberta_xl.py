@@ -24,8 +24,12 @@ class XLMRobertaXLLayer(pre_layer_norm.Layer, stock.XLMRobertaXLLayer):
     }
 
 
+class XLMRobertaXLSelfAttention(pre_layer_norm.SelfAttention, stock.XLMRobertaXLSelfAttention):
+    eager = staticmethod(stock.eager_attention_forward)
+
+
 class XLMRobertaXLEncoder(pre_layer_norm.Encoder, stock.XLMRobertaXLEncoder):
     pass
 
 
-REPLACEMENTS = (XLMRobertaXLEncoder, XLMRobertaXLLayer)
+REPLACEMENTS = (XLMRobertaXLEncoder, XLMRobertaXLLayer, XLMRobertaXLSelfAttention)

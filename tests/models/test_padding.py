@@ -1,0 +1,188 @@
+"""Padding is left out of the layers where nobody looks at it, and what is left is the same at every real token."""
+
+import pytest
+import torch
+
+import encoders_fast.models as ours
+from encoders_fast.models.big_bird_layers import BigBirdLayer
+from encoders_fast.models.padding import RealTokens
+from encoders_fast.models.roberta_prelayernorm import RobertaPreLayerNormLayer
+from encoders_fast.models.xlm_roberta_xl import XLMRobertaXLLayer
+from tests.closeness import assert_as_good_as
+from tests.models.model_cases import LEAVES_PADDING_OUT, MODELS, assert_outputs_as_good, batch, exact, family, pair
+
+SPARSE = {"attention_type": "block_sparse", "block_size": 2, "num_random_blocks": 1}
+ENCODERS = [name for name in MODELS if family(name) in LEAVES_PADDING_OUT and "CausalLM" not in name]
+CASES = [(name, {}) for name in ENCODERS] + [(name, SPARSE) for name in ENCODERS if family(name) == "BigBird"]
+BACKBONES = [(name, options) for name, options in CASES if name.endswith("Model")]
+T = 24  # with these blocks enough to be sparse
+
+each_case = pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+each_backbone = pytest.mark.parametrize(("name", "options"), BACKBONES, ids=str)
+
+
+@pytest.fixture
+def rows_seen(monkeypatch):
+    """How many tokens the layers were given, call by call."""
+    seen = []
+
+    def watch(kind):
+        forward = kind.forward
+
+        def watched(self, h, *args, **kwargs):
+            seen.append(h.shape[0] * h.shape[1])
+            return forward(self, h, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "forward", watched)
+
+    for layer in (BigBirdLayer, RobertaPreLayerNormLayer, XLMRobertaXLLayer):
+        watch(layer)
+    return seen
+
+
+def padded(name, model, labels=False, lengths=(T, 9, 1)):
+    """Sequences of these lengths, one of them with a hole."""
+    inputs = batch(name, model.config, labels, B=len(lengths), T=T)
+    mask = torch.arange(T) < torch.tensor(lengths)[:, None]
+    mask[0, 5:7] = False
+    shape = inputs["input_ids"].shape
+    of_choices = [1] * (len(shape) - 2)
+    inputs["attention_mask"] = mask.long().view(len(lengths), *of_choices, T).expand(shape).contiguous()
+    return inputs, mask
+
+
+def models(name, **options):
+    stock, model = pair(name, **options)
+    model.config.keep_padding = False
+    return stock, model
+
+
+def only_real(output, mask, shape):
+    """Every [B, T, ...] of the output at its real tokens."""
+    kept = {}
+    for key, value in output.items():
+        of_tokens = key != "pooler_output" and value.shape[: len(shape)] == shape
+        kept[key] = value[mask.expand(shape)] if of_tokens else value
+    return kept
+
+
+@each_case
+@torch.no_grad()
+def test_outputs_at_real_tokens(name, options, rows_seen):
+    stock, model = models(name, **options)
+    inputs, mask = padded(name, stock)
+    mask = inputs["attention_mask"].bool()
+    output = model(**inputs)
+    assert rows_seen == [int(mask.sum())] * 2
+    parts = [only_real(o, mask, mask.shape) for o in (output, stock(**inputs), exact(stock)(**inputs))]
+    assert_outputs_as_good(*parts)
+    if name.endswith("Model"):
+        assert not output.last_hidden_state[~mask].any()
+        assert torch.isfinite(output.last_hidden_state).all()
+
+
+@each_case
+def test_losses_and_gradients_are_those_of_all_tokens(name, options):
+    """With labels at padded tokens, which stock counts: whoever trains on them gets what it gets from stock."""
+    stock, model = models(name, **options)
+    if name.endswith("Model"):
+        pytest.skip("a backbone has no loss")
+    inputs, _ = padded(name, stock, labels=True)
+    wide = exact(stock)
+    outputs = [m.train()(**inputs) for m in (model, stock, wide)]
+    for output in outputs:
+        output.loss.backward()
+    assert abs(outputs[0].loss - outputs[2].loss) <= 2 * abs(outputs[1].loss - outputs[2].loss) + 1e-5
+    for (key, p), q, r in zip(model.named_parameters(), stock.parameters(), wide.parameters(), strict=True):
+        if r.grad is not None and r.grad.norm() > 1e-6:  # softmax hides the keys' bias
+            assert p.grad is not None, key
+            assert_as_good_as(p.grad, q.grad, r.grad, factor=4)
+
+
+@pytest.mark.parametrize("name", ["BigBirdForMaskedLM", "RobertaPreLayerNormForMaskedLM", "XLMRobertaXLForMaskedLM"])
+def test_training_without_padding(name, rows_seen):
+    stock, model = models(name)
+    inputs, mask = padded(name, stock, labels=True)
+    inputs["labels"].masked_fill_(~mask, -100)
+    wide = exact(stock)
+    outputs = [m.train()(**inputs) for m in (model, stock, wide)]
+    assert rows_seen == [int(mask.sum())] * 2
+    for output in outputs:
+        output.loss.backward()
+    for (key, p), q, r in zip(model.named_parameters(), stock.parameters(), wide.parameters(), strict=True):
+        if r.grad is not None and r.grad.norm() > 1e-6:
+            assert p.grad is not None, key
+            assert_as_good_as(p.grad, q.grad, r.grad, factor=4)
+
+
+@each_backbone
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "encoders_fast"])
+@torch.no_grad()
+def test_every_attention(name, options, attention, rows_seen):
+    stock, model = models(name, **options)
+    model.config._attn_implementation = attention
+    inputs, mask = padded(name, stock)
+    factors = torch.tensor([0.5, 1.0, 0.0, 2.0])
+    for head_mask in (None, factors):
+        model.config.keep_padding = False
+        output = model(**inputs, head_mask=head_mask).last_hidden_state
+        model.config.keep_padding = True
+        kept = model(**inputs, head_mask=head_mask).last_hidden_state
+        torch.testing.assert_close(output[mask], kept[mask], rtol=1e-4, atol=1e-5)
+    assert rows_seen == [n for n in (int(mask.sum()), mask.numel()) for _ in range(2)] * 2
+
+
+@each_backbone
+@torch.no_grad()
+def test_who_looks_at_padding_gets_it(name, options, rows_seen):
+    stock, model = models(name, **options)
+    inputs, mask = padded(name, stock)
+    everything, right = stock(**inputs), exact(stock)(**inputs)
+
+    def assert_kept(output):
+        assert set(rows_seen) == {mask.numel()}
+        rows_seen.clear()
+        assert_as_good_as(output.last_hidden_state, everything.last_hidden_state, right.last_hidden_state)
+
+    assert_kept(model(**inputs, keep_padding=True))
+    assert_kept(model(**inputs, output_hidden_states=True))
+    assert_kept(model(**inputs, output_attentions=True))
+    handle = model.encoder.layer[1].output.dense.register_forward_hook(lambda *_: None)
+    assert_kept(model(**inputs))
+    handle.remove()
+    model.config.keep_padding = True
+    assert_kept(model(**inputs))
+    model.config.keep_padding = False
+    model(**inputs)
+    assert set(rows_seen) == {int(mask.sum())}
+
+
+@each_backbone
+@torch.no_grad()
+def test_padding_on_the_left_stays(name, options, rows_seen):
+    """Poolers read the first token, whatever it is."""
+    stock, model = models(name, **options)
+    inputs, _ = padded(name, stock)
+    inputs["attention_mask"] = inputs["attention_mask"].flip(1)
+    assert_as_good_as(*(m(**inputs).last_hidden_state for m in (model, stock, exact(stock))))
+    assert set(rows_seen) == {inputs["attention_mask"].numel()}
+
+
+def test_there_and_back():
+    mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    real = RealTokens(mask)
+    x = torch.randn(3, 4, 5)
+    taken = real.take(x)
+    assert torch.equal(taken[0], x[mask])
+    assert real.lengths == [3, 1, 4]
+    assert torch.equal(real.put_back(taken), x * mask[..., None])
+    heads = taken.unflatten(-1, (1, 5)).transpose(1, 2)
+    assert torch.equal(real.put_back_heads(heads)[:, 0], x * mask[..., None])
+
+
+@pytest.mark.parametrize("name", LEAVES_PADDING_OUT)
+def test_the_option_is_saved_where_it_says_something(name, tmp_path):
+    kind = getattr(ours, f"{name}Config")
+    assert "keep_padding" not in kind().to_dict()
+    kind(keep_padding=True).save_pretrained(tmp_path)
+    assert kind.from_pretrained(tmp_path).keep_padding is True
