@@ -6,49 +6,28 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "block_sparse_attention/cpu_kernels.h"
+#include "common/cpu/draw.h"
 #include "common/cpu/instruction_set.h"
+#include "common/cpu/launch.h"
 
-namespace encoders_fast {
-
-#define EF_DECLARE(isa) \
-  namespace isa {                                                                                     \
-  const block_sparse::Kernels& block_sparse_attention_kernels(block_sparse::Storage, bool backward); \
-  }
-EF_FOR_EACH_ISA(EF_DECLARE)
-#undef EF_DECLARE
-
+namespace encoders_fast::block_sparse_attention {
 namespace {
 
-using namespace block_sparse;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-Storage storage_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return Storage::float32;
-    case ScalarType::BFloat16: return Storage::bfloat16;
-    case ScalarType::Half: return Storage::float16;
-    default: STD_TORCH_CHECK(false, "block_sparse_attention: query must be float32, bfloat16 or float16");
-  }
-}
-
-// Through the dispatcher only where there is something to do.
-Tensor dense(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
 Tensor dense_rows(const Tensor& tensor) {
   return tensor.stride(3) == 1 ? tensor : torch::stable::contiguous(tensor);
 }
-std::optional<Tensor> dense(const std::optional<Tensor>& tensor) {
+std::optional<Tensor> dense_if_any(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional(dense(*tensor)) : std::nullopt;
 }
 
@@ -60,12 +39,14 @@ Tensor4 strided(const Tensor& tensor) {
 struct Inputs {
   Tensor query, key, value, row_starts, columns, multiplicities;
   std::optional<Tensor> key_real, query_real;
+  std::optional<Dropout> dropout;
 
   Inputs(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& row_starts, const Tensor& columns,
-         const Tensor& multiplicities, const std::optional<Tensor>& key_real, const std::optional<Tensor>& query_real)
+         const Tensor& multiplicities, const std::optional<Tensor>& key_real, const std::optional<Tensor>& query_real,
+         const std::optional<Tensor>& rng_state, double dropout_p)
       : query(dense_rows(query)), key(dense_rows(key)), value(dense_rows(value)), row_starts(dense(row_starts)),
-        columns(dense(columns)), multiplicities(dense(multiplicities)), key_real(dense(key_real)),
-        query_real(dense(query_real)) {}
+        columns(dense(columns)), multiplicities(dense(multiplicities)), key_real(dense_if_any(key_real)),
+        query_real(dense_if_any(query_real)), dropout(dropout_of(dropout_p, rng_state)) {}
 };
 
 // Tokens of a piece of a block: 64 is what the kernels' memory is laid out for, see part_panels.
@@ -76,23 +57,10 @@ void cut_queries(Problem& p, int64_t most) {
   p.tile_tokens = divide_up(p.block, p.tile_pieces);
 }
 
-void set_dropout(Problem& p, const std::optional<Tensor>& rng_state, double dropout_p) {
-  p.drops = dropout_p > 0;
-  if (!p.drops) return;
-  const int64_t* state = rng_state->const_data_ptr<int64_t>();
-  p.seed = uint64_t(state[0]);
-  p.offset = uint64_t(state[rng_state->stride(0)]);
-  const double keep_from = std::nearbyint(dropout_p * 4294967296.0);
-  const bool keeps = keep_from < 4294967296.0;
-  p.keep_from = keeps ? uint32_t(keep_from) : 0;
-  p.kept_scale = keeps ? float(1 / (1 - dropout_p)) : 0.0f;
-}
-
-Problem problem_of(const Inputs& inputs, int64_t block, bool causal, const std::optional<Tensor>& rng_state,
-                   double dropout_p, double scale) {
+Problem problem_of(const Inputs& inputs, int64_t block, bool causal, double scale) {
   Problem p{};
   const Tensor &query = inputs.query, &key = inputs.key;
-  p.storage = storage_of(query);
+  p.storage = storage_of(query, "block_sparse_attention");
   p.B = query.size(0), p.H = query.size(1), p.Tq = query.size(2), p.Tk = key.size(2), p.K = query.size(3);
   p.block = block;
   p.key_blocks = divide_up(p.Tk, block);
@@ -108,20 +76,12 @@ Problem problem_of(const Inputs& inputs, int64_t block, bool causal, const std::
   p.key_real = inputs.key_real ? inputs.key_real->const_data_ptr<bool>() : nullptr;
   p.query_real = inputs.query_real ? inputs.query_real->const_data_ptr<bool>() : nullptr;
   p.scale = float(scale);
-  set_dropout(p, rng_state, dropout_p);
+  p.dropout = inputs.dropout ? &*inputs.dropout : nullptr;
   p.query = strided(query), p.key = strided(key), p.value = strided(inputs.value);
   return p;
 }
 
 // ---- sharing out
-
-template <typename Function>
-void on_each_worker(int64_t workers, Function function) {
-  if (workers == 1) return function(0);
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; worker++) function(worker);
-  });
-}
 
 int64_t list_length(const Problem& p, int64_t head, int64_t block) {
   const int32_t* starts = p.row_starts + (p.pattern_heads == 1 ? 0 : head % p.H) * (p.query_blocks + 1) + block;
@@ -130,9 +90,9 @@ int64_t list_length(const Problem& p, int64_t head, int64_t block) {
 
 int64_t workers_for(const Problem& p) {
   // Less work than this, in multiplications, is done before other threads have woken up: 5 us.
-  constexpr double worth_threads = 1 << 18;
+  constexpr double worth_waking = 1 << 18;
   const double listed = double(p.row_starts[p.pattern_heads * (p.query_blocks + 1) - 1]) * p.H / p.pattern_heads;
-  if (p.B * listed * p.block * p.block * p.K < worth_threads) return 1;
+  if (p.B * listed * p.block * p.block * p.K < worth_waking) return 1;
   return std::max<int64_t>(1, torch::stable::get_num_threads());
 }
 
@@ -165,7 +125,7 @@ struct Shares {
 class Run {
  public:
   Run(const Problem& p, const Tensor& like)
-      : p_(p), kernels_(EF_SELECT(block_sparse_attention_kernels)(p.storage, p.dy.data != nullptr)),
+      : p_(p), kernels_(EF_SELECT(kernels)(p.storage, p.dy.data != nullptr)),
         sizes_(kernels_.sizes(p)), workers_(workers_for(p)),
         memory_(torch::stable::new_empty(
             like, {workers_ * (sizes_.panels + sizes_.scratch + sizes_.sums) + 64}, ScalarType::Byte)) {
@@ -229,8 +189,9 @@ std::tuple<Tensor, Tensor> forward(
     const Tensor& multiplicities, int64_t block, bool causal, const std::optional<Tensor>& key_padding_mask,
     const std::optional<Tensor>& query_padding_mask, const std::optional<Tensor>& rng_state, double dropout_p,
     double scale) {
-  const Inputs inputs(query, key, value, row_starts, columns, multiplicities, key_padding_mask, query_padding_mask);
-  Problem p = problem_of(inputs, block, causal, rng_state, dropout_p, scale);
+  const Inputs inputs(query, key, value, row_starts, columns, multiplicities, key_padding_mask, query_padding_mask,
+                      rng_state, dropout_p);
+  Problem p = problem_of(inputs, block, causal, scale);
   Tensor out = torch::stable::new_empty(query, {p.B, p.H, p.Tq, p.K});
   Tensor log_sum_exp = torch::stable::new_empty(query, {p.B, p.H, p.Tq}, ScalarType::Float);
   p.out = out.mutable_data_ptr();
@@ -245,10 +206,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     const Tensor& multiplicities, int64_t block, bool causal, const std::optional<Tensor>& key_padding_mask,
     const std::optional<Tensor>& query_padding_mask, const std::optional<Tensor>& rng_state, double dropout_p,
     double scale) {
-  const Inputs inputs(query, key, value, row_starts, columns, multiplicities, key_padding_mask, query_padding_mask);
+  const Inputs inputs(query, key, value, row_starts, columns, multiplicities, key_padding_mask, query_padding_mask,
+                      rng_state, dropout_p);
   const Tensor dy = dense_rows(gradient), log_sum_exp = dense(log_sum_exp_);
-  const std::optional<Tensor> dlog_sum_exp = dense(dlog_sum_exp_);
-  Problem p = problem_of(inputs, block, causal, rng_state, dropout_p, scale);
+  const std::optional<Tensor> dlog_sum_exp = dense_if_any(dlog_sum_exp_);
+  Problem p = problem_of(inputs, block, causal, scale);
   Tensor dquery = torch::stable::new_empty(query, {p.B, p.H, p.Tq, p.K});
   Tensor dkey = torch::stable::new_empty(query, {p.B, p.H, p.Tk, p.K});
   Tensor dvalue = torch::stable::new_empty(query, {p.B, p.H, p.Tk, p.K});
@@ -261,10 +223,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(
 }
 
 }  // namespace
+}  // namespace encoders_fast::block_sparse_attention
 
 STABLE_TORCH_LIBRARY_IMPL(encoders_fast_native, CPU, m) {
-  m.impl("block_sparse_attention", TORCH_BOX(&forward));
-  m.impl("block_sparse_attention_backward", TORCH_BOX(&backward));
+  m.impl("block_sparse_attention", TORCH_BOX(&encoders_fast::block_sparse_attention::forward));
+  m.impl("block_sparse_attention_backward", TORCH_BOX(&encoders_fast::block_sparse_attention::backward));
 }
-
-}  // namespace encoders_fast

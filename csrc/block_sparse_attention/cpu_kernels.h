@@ -2,9 +2,11 @@
 #pragma once
 #include <cstdint>
 
-namespace encoders_fast::block_sparse {
+#include "common/cpu/dropout.h"
+#include "common/cpu/instruction_set.h"
+#include "common/cpu/storage.h"
 
-enum class Storage { float32, bfloat16, float16 };
+namespace encoders_fast::block_sparse_attention {
 
 // A [B, H, tokens, K] tensor whose last dimension is contiguous; strides count elements.
 struct Tensor4 {
@@ -26,10 +28,7 @@ struct Problem {
   bool causal;
   const bool *key_real, *query_real;  // [B, Tk] and [B, Tq], or null where all are
   float scale;
-  bool drops;
-  uint32_t keep_from;   // an element is kept where its random word is at least this
-  float kept_scale;     // what it is multiplied by then
-  uint64_t seed, offset;
+  const Dropout* dropout;  // null without
 
   Tensor4 query, key, value, dy;   // dy is null in a forward pass
   void* out;                       // forward: [B, H, Tq, K], contiguous like all below
@@ -61,4 +60,11 @@ struct Kernels {
   void (*columns)(const Problem&, int64_t head, const float* sums, int64_t parts, int64_t begin, int64_t end);
 };
 
-}  // namespace encoders_fast::block_sparse
+#define EF_DECLARE(isa) \
+  namespace isa {       \
+  const Kernels& kernels(Storage, bool backward); \
+  }
+EF_FOR_EACH_ISA(EF_DECLARE)
+#undef EF_DECLARE
+
+}  // namespace encoders_fast::block_sparse_attention
