@@ -125,37 +125,44 @@ struct Shares {
 class Run {
  public:
   Run(const Problem& p, const Tensor& like)
-      : p_(p), kernels_(EF_SELECT(kernels)(p.storage, p.dy.data != nullptr)),
-        sizes_(kernels_.sizes(p)), workers_(workers_for(p)),
-        memory_(torch::stable::new_empty(
-            like, {workers_ * (sizes_.panels + sizes_.scratch + sizes_.sums) + 64}, ScalarType::Byte)) {
+      : p_(p), kernels_(EF_SELECT(kernels)(p.storage, p.dy.data != nullptr)), sizes_(kernels_.sizes(p)),
+        workers_(workers_for(p)), heads_(p.B * p.H), whole_heads_(heads_ / workers_ * workers_),
+        in_place_(p.storage == Storage::float32), room_of_whole_(sizes_.panels + (in_place_ ? 0 : sizes_.sums)),
+        memory_(torch::stable::new_empty(like, {bytes() + 64}, ScalarType::Byte)) {
     const uintptr_t start = reinterpret_cast<uintptr_t>(memory_.mutable_data_ptr());
-    panels_ = reinterpret_cast<char*>((start + 63) / 64 * 64);
-    scratch_ = panels_ + workers_ * sizes_.panels;
-    sums_ = scratch_ + workers_ * sizes_.scratch;
+    scratch_ = reinterpret_cast<char*>((start + 63) / 64 * 64);
+    panels_ = scratch_ + workers_ * sizes_.scratch;
   }
 
   void operator()() const {
-    const int64_t heads = p_.B * p_.H, whole = heads / workers_ * workers_;
     std::atomic<int64_t> next{0};
-    if (whole) on_each_worker(workers_, [&](int64_t worker) {
-      for (int64_t head; (head = next.fetch_add(1)) < whole;) run_whole(worker, head);
+    if (whole_heads_) on_each_worker(workers_, [&](int64_t worker) {
+      for (int64_t head; (head = next.fetch_add(1)) < whole_heads_;) run_whole(worker, head);
     });
-    for (int64_t head = whole; head < heads; head++) run_shared(head);
+    for (int64_t head = whole_heads_; head < heads_; head++) run_shared(head);
   }
 
  private:
-  char* scratch_of(int64_t worker) const { return scratch_ + worker * sizes_.scratch; }
-  float* cleared_sums(int64_t worker) const {
-    return static_cast<float*>(std::memset(sums_ + worker * sizes_.sums, 0, size_t(sizes_.sums)));
+  // Scratch memory of each worker, and then of each its panels and sums, or the panels of all and the sums of each: the
+  // two kinds of heads have their turns.
+  int64_t bytes() const {
+    const int64_t whole = whole_heads_ ? workers_ * room_of_whole_ : 0;
+    const int64_t shared = heads_ > whole_heads_ ? sizes_.panels + buffers() * sizes_.sums : 0;
+    return workers_ * sizes_.scratch + std::max(whole, shared);
   }
 
+  // Of a shared head's sums. Those of one worker may stand in the results.
+  int64_t buffers() const { return in_place_ ? workers_ - 1 : workers_; }
+
+  char* scratch_of(int64_t worker) const { return scratch_ + worker * sizes_.scratch; }
+  float* cleared(char* sums) const { return static_cast<float*>(std::memset(sums, 0, size_t(sizes_.sums))); }
+
   void run_whole(int64_t worker, int64_t head) const {
-    char* panels = panels_ + worker * sizes_.panels;
-    float* sums = cleared_sums(worker);
+    char* panels = panels_ + worker * room_of_whole_;
+    float* sums = in_place_ ? nullptr : cleared(panels + sizes_.panels);
     kernels_.pack(p_, head, panels, 0, p_.panels());
     kernels_.rows(p_, head, panels, scratch_of(worker), sums, 0, p_.tiles());
-    if (kernels_.columns) kernels_.columns(p_, head, sums, 1, 0, p_.panels());
+    if (kernels_.columns) kernels_.columns(p_, head, sums, in_place_ ? 0 : 1, 0, p_.panels());
   }
 
   void run_shared(int64_t head) const {
@@ -164,22 +171,27 @@ class Run {
       kernels_.pack(p_, head, panels_, panels_of(worker), panels_of(worker + 1));
     });
     const Shares shares(p_, head, workers_);
+    char* const sums = panels_ + sizes_.panels;
     on_each_worker(workers_, [&](int64_t worker) {
-      kernels_.rows(shares.p, head, panels_, scratch_of(worker), cleared_sums(worker), shares.begin[worker],
+      const int64_t buffer = worker - (workers_ - buffers());
+      kernels_.rows(shares.p, head, panels_, scratch_of(worker),
+                    buffer < 0 ? nullptr : cleared(sums + buffer * sizes_.sums), shares.begin[worker],
                     shares.begin[worker + 1]);
     });
     if (!kernels_.columns) return;
     on_each_worker(workers_, [&](int64_t worker) {
-      kernels_.columns(p_, head, reinterpret_cast<float*>(sums_), workers_, panels_of(worker), panels_of(worker + 1));
+      kernels_.columns(p_, head, reinterpret_cast<float*>(sums), buffers(), panels_of(worker), panels_of(worker + 1));
     });
   }
 
   const Problem& p_;
   const Kernels& kernels_;
   const Sizes sizes_;
-  const int64_t workers_;
+  const int64_t workers_, heads_, whole_heads_;
+  const bool in_place_;
+  const int64_t room_of_whole_;
   const Tensor memory_;
-  char *panels_, *scratch_, *sums_;
+  char *scratch_, *panels_;
 };
 
 // ---- the operators

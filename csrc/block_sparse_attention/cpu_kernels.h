@@ -44,15 +44,16 @@ struct Problem {
 struct Sizes {
   int64_t panels;   // a head's keys and values, packed
   int64_t scratch;  // of one thread
-  int64_t sums;     // backward: float32 sums of a head's dkey and dvalue
+  int64_t sums;     // backward: a buffer for float32 sums of a head's dkey and dvalue
 };
 
 // The passes over a head, which is batch * H + its number. Each splits into items that may run on any thread in any
 // order, with a barrier between the passes:
-//   pack    item p: panel p of the keys and values, zeros where a key is padded
+//   pack    item p: panel p of the keys and values, zeros where a key is padded; zeros in float32's dkey and dvalue
 //   rows    item t: tile t of the queries: out and log_sum_exp; backward: dquery, and its part of dkey and dvalue, which
-//           is added to `sums` (zeros at first)
-//   columns item p, backward: panel p of dkey and dvalue, the total of `parts` sums that lie one after the other
+//           is added to `sums` (zeros at first), or in float32 without them to dkey and dvalue themselves
+//   columns item p, backward: panel p of dkey and dvalue, the total of `parts` buffers of sums that lie one after the
+//           other, and in float32 of what stands in dkey and dvalue before them
 struct Kernels {
   Sizes (*sizes)(const Problem&);
   void (*pack)(const Problem&, int64_t head, void* panels, int64_t begin, int64_t end);
