@@ -196,6 +196,11 @@ class Run {
 
 // ---- the operators
 
+// A [B, H, tokens, K] result whose memory is [B, tokens, H, K].
+Tensor result(const Problem& p, const Tensor& like, int64_t tokens) {
+  return new_empty_strided(like, {p.B, p.H, tokens, p.K}, {tokens * p.H * p.K, p.K, p.H * p.K, 1});
+}
+
 std::tuple<Tensor, Tensor> forward(
     const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& row_starts, const Tensor& columns,
     const Tensor& multiplicities, int64_t block, bool causal, const std::optional<Tensor>& key_padding_mask,
@@ -204,7 +209,7 @@ std::tuple<Tensor, Tensor> forward(
   const Inputs inputs(query, key, value, row_starts, columns, multiplicities, key_padding_mask, query_padding_mask,
                       rng_state, dropout_p);
   Problem p = problem_of(inputs, block, causal, scale);
-  Tensor out = torch::stable::new_empty(query, {p.B, p.H, p.Tq, p.K});
+  Tensor out = result(p, query, p.Tq);
   Tensor log_sum_exp = torch::stable::new_empty(query, {p.B, p.H, p.Tq}, ScalarType::Float);
   p.out = out.mutable_data_ptr();
   p.log_sum_exp = log_sum_exp.mutable_data_ptr<float>();
@@ -223,9 +228,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   const Tensor dy = dense_rows(gradient), log_sum_exp = dense(log_sum_exp_);
   const std::optional<Tensor> dlog_sum_exp = dense_if_any(dlog_sum_exp_);
   Problem p = problem_of(inputs, block, causal, scale);
-  Tensor dquery = torch::stable::new_empty(query, {p.B, p.H, p.Tq, p.K});
-  Tensor dkey = torch::stable::new_empty(query, {p.B, p.H, p.Tk, p.K});
-  Tensor dvalue = torch::stable::new_empty(query, {p.B, p.H, p.Tk, p.K});
+  Tensor dquery = result(p, query, p.Tq);
+  Tensor dkey = result(p, query, p.Tk);
+  Tensor dvalue = result(p, query, p.Tk);
   p.dy = strided(dy);
   p.log_sum_exp = const_cast<float*>(log_sum_exp.const_data_ptr<float>());
   p.dlog_sum_exp = dlog_sum_exp ? dlog_sum_exp->const_data_ptr<float>() : nullptr;

@@ -31,10 +31,10 @@ struct Problem {
   const Dropout* dropout;  // null without
 
   Tensor4 query, key, value, dy;   // dy is null in a forward pass
-  void* out;                       // forward: [B, H, Tq, K], contiguous like all below
+  void* out;                       // forward: [B, Tq, H, K], contiguous like all below
   float* log_sum_exp;              // [B, H, Tq]; forward writes it, backward reads it
   const float* dlog_sum_exp;       // [B, H, Tq] or null
-  void *dquery, *dkey, *dvalue;    // backward
+  void *dquery, *dkey, *dvalue;    // backward: [B, Tq or Tk, H, K]
 
   int64_t panels() const { return key_blocks * panel_pieces; }
   int64_t tiles() const { return query_blocks * tile_pieces; }

@@ -228,7 +228,7 @@ def test_strides_and_empty_batches(backend):
     needs(backend, query, key, value, pattern)
     with use_backend(backend):
         out = block_sparse_attention(query, key, value, pattern)
-        assert out.is_contiguous()
+        assert out.transpose(1, 2).is_contiguous()
         for layout in (
             lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),  # a projection's
             lambda x: x.mT.contiguous().mT,
@@ -237,13 +237,42 @@ def test_strides_and_empty_batches(backend):
             inputs = [layout(x).requires_grad_() for x in (query, key, value)]
             again = block_sparse_attention(*inputs, pattern)
             assert relative_error(again, out) <= 1e-6
-            again.backward(layout(dy))
-            assert all(x.grad.isfinite().all() and x.grad.any() for x in inputs)
+            gradients = torch.autograd.grad(again, inputs, layout(dy))
+            assert all(x.isfinite().all() and x.any() and x.transpose(1, 2).is_contiguous() for x in gradients)
         inputs = [x[:0].clone().requires_grad_() for x in (query, key, value)]
         empty, log_sum_exp = block_sparse_attention(*inputs, pattern, return_log_sum_exp=True)
         empty.sum().backward()
+        assert empty.stride() == out.stride()
         assert empty.shape == inputs[0].grad.shape == (0, 2, 130, 16)
         assert log_sum_exp.shape == (0, 2, 130)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_heads_of_a_projection_are_split_and_joined_without_a_copy(backend):
+    """[B, T, H * K] to [B, T, H * K], and gradients that a projection's own backward pass takes as they are."""
+    pattern = PATTERNS["training"]
+    (B, H, T, K), aten = (2, 2, pattern.query_tokens, 8), torch.ops.aten
+    projected = [torch.randn(B, T, H * K, requires_grad=True) for _ in range(3)]
+    needs(backend, *(x.unflatten(2, (H, K)).transpose(1, 2) for x in projected), pattern)
+    copies: list[object] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (aten.clone.default, aten.copy_.default, aten._to_copy.default):
+                copies.append(func)
+            return func(*args, **(kwargs or {}))
+
+    query, key, value = (x.unflatten(2, (H, K)).transpose(1, 2) for x in projected)
+    with use_backend(backend):
+        out = block_sparse_attention(query, key, value, pattern)
+        with Watch():
+            joined = out.transpose(1, 2).flatten(2)
+        gradients = torch.autograd.grad(out, (query, key, value), torch.ones_like(out))
+        with Watch():
+            flat = [x.transpose(1, 2).flatten(2) for x in gradients]
+    assert joined.is_contiguous()
+    assert all(x.is_contiguous() for x in flat)
+    assert not copies
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "common/cpu/storage.h"
@@ -25,6 +26,17 @@ inline int64_t bytes_of(Storage storage) { return storage == Storage::float32 ? 
 
 inline torch::stable::Tensor floats(const torch::stable::Tensor& like, int64_t count) {
   return torch::stable::new_empty(like, {count}, torch::headeronly::ScalarType::Float);
+}
+
+// With the dtype and the device of `like`. torch::stable has no function for it.
+inline torch::stable::Tensor new_empty_strided(
+    const torch::stable::Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 7> stack{from(like), from(sizes), from(strides), from(std::nullopt), from(std::nullopt),
+                                    from(std::nullopt), from(std::nullopt)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::new_empty_strided", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
 }
 
 // Through the dispatcher only where there is something to do: each such call costs 2 us.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ... import _dispatch
 from ..._op import Derivatives, op
-from .checks import Options
+from .checks import Options, new_result
 from .constructors import Lists
 
 _PATTERN_AND_OPTIONS = (
@@ -42,7 +42,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Ten
 
 def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return query.new_empty(query.shape), query.new_empty(query.shape[:3], dtype=wide)
+    return new_result(query), query.new_empty(query.shape[:3], dtype=wide)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Any, ...]:
@@ -85,7 +85,7 @@ def _backward_forward(
     lists, options, backend = _split(rest)
     row = _dispatch.choose("block_sparse_attention", backend, *statics(query, options.block))
     if query.shape[0] == 0:
-        return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+        return new_result(query), new_result(key), new_result(value)
     assert row.backward is not None  # register_backend sees to it
     return row.backward(dy, dlog_sum_exp, query, key, value, out, log_sum_exp, lists, options)
 
@@ -93,7 +93,7 @@ def _backward_forward(
 def _backward_fake(
     dy: Tensor, dlog_sum_exp: Tensor | None, query: Tensor, key: Tensor, value: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+    return new_result(query), new_result(key), new_result(value)
 
 
 def _nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Tensor, ...]:

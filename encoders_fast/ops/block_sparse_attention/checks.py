@@ -26,6 +26,12 @@ class Options(NamedTuple):
     scale: float
 
 
+def new_result(like: Tensor) -> Tensor:
+    """An empty tensor of that shape [B, H, T, K], its memory [B, T, H, K]."""
+    B, H, T, K = like.shape
+    return like.new_empty_strided((B, H, T, K), (T * H * K, K, H * K, 1))
+
+
 def check_query_and_key(query: Tensor, key: Tensor, pattern: BlockSparsePattern, **others: Tensor) -> None:
     """`others` are tensors of the key's shape, by name."""
     if not isinstance(pattern, BlockSparsePattern):

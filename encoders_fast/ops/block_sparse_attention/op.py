@@ -7,7 +7,8 @@
 query, out: [B, H, Tq, K].  key, value: [B, H, Tk, K].  m: the pattern's multiplicities; a key with m = 0 is not
 listed, and one that is padded counts as such. Any sizes of at least 1 (B may be 0), one dtype. Float32 inside whatever
 the storage type (float64 for float64). A query without any key gets zeros and a log-sum-exp of -inf. No tensor of
-Tq x Tk elements is made. Equal inputs give equal bits.
+Tq x Tk elements is made. Equal inputs give equal bits. Memory of the outputs and gradients is [B, T, H, K], as that of
+torch's own attention: heads are joined, and gradients of a projection's parts taken, without a copy.
 
 Dropout keeps p[b, h, q, k] where element ((b * H + h) * Tq + q) * Tk + k of the state's mask says so.
 
@@ -61,8 +62,8 @@ def block_sparse_attention(
         scale: 1 / sqrt(K) unless given.
         return_log_sum_exp: whether to return it too.
 
-    Returns: [B, H, Tq, K] in query's dtype, or (that, log_sum_exp), log_sum_exp [B, H, Tq] in float32 (float64 for
-    float64). Differentiable once in query, key and value.
+    Returns: [B, H, Tq, K] in query's dtype, [B, Tq, H, K] in memory, or (that, log_sum_exp), log_sum_exp [B, H, Tq] in
+    float32 (float64 for float64). Differentiable once in query, key and value.
 
     Raises: ValueError for shapes and devices that do not go together and a dropout without a state; TypeError for other
     dtypes; NotImplementedError where the backend that was asked for cannot run the call, for forward-mode

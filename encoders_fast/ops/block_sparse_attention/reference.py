@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..._dropout import keep_elements
 from .._checks import wide
-from .checks import Options
+from .checks import Options, new_result
 from .constructors import Lists
 
 ELEMENTS = 1 << 20
@@ -70,7 +70,7 @@ def block_sparse_attention(
     if options.query_padding_mask is not None:
         padded = ~options.query_padding_mask[:, None]
         out, log_sum_exp = out.masked_fill(padded[..., None], 0), log_sum_exp.masked_fill(padded, float("-inf"))
-    return out.to(query.dtype).contiguous(), log_sum_exp.contiguous()
+    return new_result(query).copy_(out), log_sum_exp.contiguous()
 
 
 @_without_autocast
@@ -116,7 +116,7 @@ def block_sparse_attention_backward(
         dq[rows] = torch.bmm(ds, k_rows)
         _add_blocks(dk, keys, torch.bmm(ds.mT, q_rows))
     gradients = zip((dq.mul_(options.scale), dk.mul_(options.scale), dv), (query, key, value), strict=True)
-    dq, dk, dv = (_tokens(gradient, like).to(like.dtype).contiguous() for gradient, like in gradients)
+    dq, dk, dv = (new_result(like).copy_(_tokens(gradient, like)) for gradient, like in gradients)
     return dq, dk, dv
 
 
