@@ -38,9 +38,14 @@ STABLE_TORCH_LIBRARY(encoders_fast_native, library) {
       "residual_layer_norm_backward(Tensor dy, Tensor? ds, Tensor s, Tensor weight, Tensor mean, Tensor rstd,"
       " float dropout_p, Tensor? rng_state) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)");
 
-  // Why brgemm cannot run, or nothing; a weight [N, K] in its order; act(x W^T + bias) + residual for x [M, K].
+  // Why brgemm cannot run, or nothing; weights [N, K] in its order; act(x W^T + bias) + residual for x [M, K] and each weight,
+  // which are packed on the way without `packed`, and with `keep` what the activation was taken of.
   library.def("packed_linear_missing(bool bfloat16) -> str");
-  library.def("packed_linear_pack(Tensor weight) -> Tensor");
+  library.def("packed_linear_pack(Tensor[] weights) -> Tensor");
   library.def(
-      "packed_linear(Tensor x, Tensor packed, Tensor? bias, int N, int activation, Tensor? residual) -> Tensor");
+      "packed_linear(Tensor x, Tensor? packed, Tensor[] weights, Tensor?[] biases, int activation, Tensor? residual,"
+      " bool keep) -> Tensor[]");
+  // The sum of dz_i W_i; dz_i^T x for every i, and with `bias` the sums of dz_i's columns behind them.
+  library.def("packed_linear_input_gradient(Tensor[] dz, Tensor[] weights) -> Tensor");
+  library.def("packed_linear_weight_gradients(Tensor[] dz, Tensor x, bool bias) -> Tensor[]");
 }

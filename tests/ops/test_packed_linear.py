@@ -107,6 +107,22 @@ def test_several_weights_at_once(backend, dtype):
                 assert_as_good_as(y, F.linear(x, weight, bias), exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_rows_keep_nothing(dtype):
+    """Either way of packing gives the same bits, and from 512 rows on nothing of it stays."""
+    x, weight, bias, residual = inputs((513, 1034, 72), dtype)
+    needs("brgemm", x, weight)
+    others = [weight, weight[:3].clone(), weight[:65].clone()]
+    many = packed_linear(x, weight, bias, "gelu", residual), *packed_linears(x, others, [bias, None, None])
+    assert packed_bytes() == 0
+    some = [packed_linear(x[r : r + 171], weight, bias, "gelu", residual[r : r + 171]) for r in (0, 171, 342)]
+    assert packed_bytes() > 0
+    assert torch.equal(torch.cat(some), many[0])
+    some = [packed_linears(x[r : r + 171], others, [bias, None, None]) for r in (0, 171, 342)]
+    for i, y in enumerate(many[1:]):
+        assert torch.equal(torch.cat([outputs[i] for outputs in some]), y)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strides_dimensions_and_no_rows(backend):
     x, weight, bias, residual = inputs((24, 20, 12), torch.float32)
@@ -173,9 +189,6 @@ def test_packed_weights_are_neither_saved_nor_copied():
 def test_gradients_are_those_of_the_composition():
     args = [t.requires_grad_() for t in inputs((6, 10, 7), torch.float64)]
     torch.autograd.gradcheck(lambda x, w, b, r: packed_linear(x, w, b, "gelu", r), args)
-    assert packed_bytes() == 0
-    x, weight, bias, residual = (t.detach().float().requires_grad_() for t in args)
-    assert packed_linear(x, weight, bias, "silu", residual).grad_fn is not None
     assert packed_bytes() == 0
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,8 +32,8 @@ def _stamp(weight: Tensor) -> tuple[Any, ...]:
     return weight._version, weight.data_ptr(), weight.device, weight.dtype, weight.shape, weight.stride()
 
 
-def packed(layout: str, weights: tuple[Tensor, ...], pack: Callable[[Tensor], Tensor]) -> Tensor:
-    """`pack` of the weights [N, K], one under the other, from the store where they are in it.
+def packed(layout: str, weights: tuple[Tensor, ...], pack: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
+    """`pack` of the weights [N, K], from the store where they are in it.
 
     `layout` names what `pack` makes. An inference tensor has no version counter: it must not come here.
     """
@@ -43,10 +43,9 @@ def packed(layout: str, weights: tuple[Tensor, ...], pack: Callable[[Tensor], Te
     if entry is not None and entry.stamps == stamps and _are(entry, weights):
         return entry.packed
     with _lock, torch.inference_mode(False), torch.no_grad():
-        dense = weights[0].detach() if len(weights) == 1 else torch.cat(weights)
-        tensor = pack(dense)
+        tensor = pack([weight.detach() for weight in weights])
         refs = tuple(weakref.ref(weight, lambda _: _entries.pop(key, None)) for weight in weights)
-        nbytes = tensor.nbytes if tensor.layout == torch.strided else dense.nbytes
+        nbytes = tensor.nbytes if tensor.layout == torch.strided else sum(weight.nbytes for weight in weights)
         _entries[key] = _Entry(refs, stamps, tensor, nbytes)
     return tensor
 
