@@ -21,9 +21,14 @@ from ... import _dispatch
 from ..._dispatch import Backend, Key
 from ..._op import _eager, _transformed
 from . import native, reference
-from .checks import check
+from .autograd import differentiable
+from .checks import check, fits
 
 _NAME = "packed_linear"
+
+# Fewer rows than these are torch's operators where a gradient is needed: a weight that changes in every step is not
+# worth packing for them.
+GRADIENT_ROWS = 128
 
 
 def packed_linear(
@@ -65,23 +70,27 @@ def packed_linears(
 def _run(
     x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor | None, ...], activation: str, residual: Tensor | None
 ) -> tuple[Tensor, ...]:
-    check(x, weights, biases, activation, residual)
+    if len(weights) > 1 or not fits(x, weights[0], biases[0], activation, residual):
+        check(x, weights, biases, activation, residual)
     tensors = tuple(t for t in (x, *weights, *biases, residual) if t is not None)
-    if torch.compiler.is_compiling() or not _packable(x, weights, tensors):
+    if torch.compiler.is_compiling() or not _direct(x, weights, tensors):
         return reference.packed_linear(x, weights, biases, activation, residual)
     N = sum(weight.shape[0] for weight in weights)
     row = _dispatch.choose(_NAME, _dispatch.forced(), x.device, (x.dtype,), (x.shape[-1], N))
-    return row.forward(x, weights, biases, activation, residual)
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return row.forward(x, weights, biases, activation, residual)
+    if row.backward is None or x.numel() < GRADIENT_ROWS * x.shape[-1]:
+        return reference.packed_linear(x, weights, biases, activation, residual)
+    return differentiable(row, x, weights, biases, activation, residual)
 
 
-def _packable(x: Tensor, weights: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> bool:
+def _direct(x: Tensor, weights: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> bool:
     """Whether nothing but the kernel can see this call, and a change of the weights would be seen."""
     return (
         x.numel() > 0
         and _eager(tensors)
         and not _transformed()
         and not torch.is_autocast_enabled(x.device.type)
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
         and not any(weight.is_inference() for weight in weights)
     )
 
@@ -103,7 +112,7 @@ def _statics(
 _dispatch.define(
     _NAME,
     [
-        Backend("brgemm", native.brgemm_why_not, native.brgemm),
+        Backend("brgemm", native.brgemm_why_not, native.brgemm, native.brgemm_gradients),
         Backend("mkldnn", native.mkldnn_why_not, native.mkldnn),
         Backend("reference", _always, reference.packed_linear),
     ],
