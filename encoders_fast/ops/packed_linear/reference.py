@@ -56,11 +56,6 @@ def input_gradient(dz: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tenso
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
-def bias_gradient(dz: Tensor) -> Tensor:
-    """Half types are summed in float32."""
-    return dz.sum(0) if dz.dtype == torch.float64 else dz.sum(0, dtype=torch.float32).to(dz.dtype)
-
-
 def gradients(
     dz: tuple[Tensor, ...], x: Tensor, weights: tuple[Tensor, ...], wanted: Wanted
 ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
@@ -68,5 +63,5 @@ def gradients(
     return (
         input_gradient(dz, weights) if wanted.x else None,
         [part.t() @ x if one else None for part, one in zip(dz, wanted.weights, strict=True)],
-        [bias_gradient(part) if one else None for part, one in zip(dz, wanted.biases, strict=True)],
+        [part.sum(0) if one else None for part, one in zip(dz, wanted.biases, strict=True)],
     )
