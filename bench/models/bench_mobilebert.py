@@ -96,5 +96,9 @@ def bench_training_step(compare: Callable[[Case], None], batch: int, length: int
         step = TrainingStep(model, ids)
         return Contender(name, step, baseline, outputs=step.gradients, expected=(expected,), flops=flops)
 
-    contenders = (contender(STOCK, stock), contender(OURS, fast, STOCK))
+    contenders = (
+        contender(STOCK, stock),
+        contender(ACCELERATED, accelerated(stock), STOCK),
+        contender(OURS, fast, STOCK),
+    )
     compare(Case("MobileBERT training step", f"{batch} x {length}", contenders, OURS, grad=True))
