@@ -31,6 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RECORDS] = []
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.config.getoption("benchmark_disable") and item.get_closest_marker("long"):
+        pytest.skip("takes long, and --benchmark-disable asks for a quick check")
+
+
 @pytest.fixture
 def compare(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Case], None]:
     """Checks and times one case's contenders beside each other."""

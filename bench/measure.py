@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
+from bench import targets
 from bench.contender import Case, Contender
 from bench.verify import check
 from encoders_fast import _machine
+from encoders_fast.ops import clear_packed
 
 ROUNDS = (5, 200)
 """Fewest and most."""
@@ -42,16 +44,17 @@ def run(benchmark: Any, case: Case, seconds: float) -> dict[str, Any]:
             timed(contender)
 
     with quiet(case.grad):
-        errors = {contender.name: check(contender, contender.call()) for contender in present}
-        once = sum(warm_up(contender) for contender in present)
-        rounds = 1 if benchmark.disabled else min(max(int(seconds / once), ROUNDS[0]), ROUNDS[1])
+        errors = {contender.name: check(contender, (contender.check or contender.call)()) for contender in present}
+        rounds = 1 if benchmark.disabled else case.rounds or rounds_in(seconds, present)
         load = _machine.OthersLoad()
         benchmark.pedantic(lambda: timed(subject), setup=others_turn, rounds=rounds, iterations=1)
         busy = load.share()
-        memory = {contender.name: extra_memory(contender) for contender in present if contender.memory}
+        wanted = [contender for contender in present if contender.memory and not benchmark.disabled]
+        memory = {contender.name: extra_memory(contender) for contender in wanted}
     record = {
         "group": case.group,
         "case": case.name,
+        "axis": case.axis,
         "rounds": rounds,
         "others_load": busy,
         "contenders": [numbers(contender, samples, errors, memory) for contender in case.contenders],
@@ -75,19 +78,25 @@ def quiet(grad: bool) -> Iterator[None]:
             gc.enable()
 
 
-def warm_up(contender: Contender) -> float:
-    """Seconds of one call, the second after the checked one."""
+def rounds_in(seconds: float, contenders: list[Contender]) -> int:
+    """How many rounds fit, as long as each one's second call takes, which warms up too."""
     start = time.perf_counter()
-    contender.call()
-    return time.perf_counter() - start
+    for contender in contenders:
+        contender.call()
+    return min(max(int(seconds / (time.perf_counter() - start)), ROUNDS[0]), ROUNDS[1])
 
 
 def extra_memory(contender: Contender) -> int | None:
-    """Bytes at the highest, beyond the arguments and the checked outputs."""
-    peak = _machine.peak_memory(contender.call)
+    """Bytes at the highest, beyond the arguments and the outputs, of a call that is not the first.
+
+    Packed weights, which the library keeps from call to call, count: the call has to pack them anew.
+    """
+    clear_packed()
+    results: list[Any] = []
+    peak = _machine.peak_memory(lambda: results.append(contender.call()))
     if peak is None:
         return None
-    return max(0, peak - sum(output.nbytes for output in contender.outputs(contender.call())))
+    return max(0, peak - sum(output.nbytes for output in contender.outputs(results[0])))
 
 
 def numbers(
@@ -104,10 +113,9 @@ def numbers(
     line: dict[str, Any] = {"name": contender.name, "median": median, "spread": spread(times) / median}
     if contender.baseline is not None and contender.baseline in samples:
         line |= {"baseline": contender.baseline, "ratio": statistics.median(samples[contender.baseline]) / median}
-    if contender.target is not None and contender.target.against in samples:
-        against, at_least = contender.target
-        reached = statistics.median(samples[against]) / median
-        line["target"] = {"against": against, "at_least": at_least, "reached": reached, "met": reached >= at_least}
+    if contender.targets:
+        medians = {name: statistics.median(times) for name, times in samples.items()}
+        line["targets"] = targets.in_record(contender, medians)
     if contender.bytes:
         line["gb_per_s"] = contender.bytes / median / 1e9
     if contender.flops:
@@ -115,6 +123,8 @@ def numbers(
     line["error"], line["allowed_error"] = errors[contender.name]
     if memory.get(contender.name) is not None:
         line["extra_memory"] = memory[contender.name]
+    if contender.weights:
+        line["weights"] = contender.weights
     return line
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import table
+from bench import table, targets
 from bench.results import FOLDER, ROOT, load
 from encoders_fast import _machine
 
@@ -54,6 +54,7 @@ def device_table(file: dict[str, Any], records: list[dict[str, Any]], contenders
     lines = [f"{file['device']}.", "", *table.markdown(records, contenders), ""]
     for baseline, names in table.baselines(records, contenders).items():
         lines.append(f"Times as fast as {baseline}: {', '.join(names)}.")
+    lines += targets.limits(records)
     dates = dict.fromkeys(record["run"] for record in records)
     return lines + [provenance(file["runs"][date], [one for one in records if one["run"] == date]) for date in dates]
 

@@ -1,43 +1,56 @@
-"""A case's record as text: lines for the terminal, cells for README.md."""
+"""Cases' records as text: lines for the terminal, cells for README.md."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Collection, Sequence
 from typing import Any
+
+from bench import targets, text
 
 COLUMNS = ("contender", "median", "spread", "ratio", "to", "target", "GB/s", "GFLOP/s", "extra memory", "error")
 
 
 def terminal(records: list[dict[str, Any]]) -> list[str]:
-    """One block for each case."""
+    """One block for each case, and one for all of a group that lie along an axis."""
     lines: list[str] = []
-    for record in records:
-        lines += ["", f"{record['group']}  {record['case']}  ({record['rounds']} rounds)"]
-        present = [line for line in record["contenders"] if "absent" not in line]
-        lines += _aligned([COLUMNS, *(_cells(line) for line in present)])
-        lines += [f"  {line['name']}: {line['absent']}" for line in record["contenders"] if "absent" in line]
+    for group in dict.fromkeys(record["group"] for record in records):
+        mine = [record for record in records if record["group"] == group]
+        if mine[0]["axis"]:
+            lines += ["", f"{group}", *_aligned(_curve(mine, []), {0})]
+        else:
+            lines += [line for record in mine for line in _block(record)]
+        lines += [f"  {line}" for line in targets.limits(mine)]
     return lines
+
+
+def _block(record: dict[str, Any]) -> list[str]:
+    present = [line for line in record["contenders"] if "absent" not in line]
+    return [
+        "",
+        f"{record['group']}  {record['case']}  ({record['rounds']} rounds)",
+        *_aligned([COLUMNS, *(_cells(line) for line in present)], {0, 4, 5}),
+        *(f"  {line['name']}: {line['absent']}" for line in record["contenders"] if "absent" in line),
+    ]
 
 
 def _cells(line: dict[str, Any]) -> tuple[str, ...]:
     return (
         line["name"],
-        time(line["median"]),
+        text.time(line["median"]),
         f"{line['spread']:.0%}",
-        ratio(line["ratio"]) if "ratio" in line else "",
+        text.ratio(line["ratio"]) if "ratio" in line else "",
         line.get("baseline", ""),
-        target(line) if "target" in line else "",
+        targets.speed(line),
         f"{line['gb_per_s']:.1f}" if "gb_per_s" in line else "",
         f"{line['gflop_per_s']:.1f}" if "gflop_per_s" in line else "",
-        megabytes(line["extra_memory"]) if "extra_memory" in line else "",
+        text.memory(line["extra_memory"]) if "extra_memory" in line else "",
         f"{line['error']:.1e}" if "error" in line else "",
     )
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    used = [column for column in range(len(COLUMNS)) if any(row[column] for row in rows[1:])]
+def _aligned(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    used = [column for column in range(len(rows[0])) if any(row[column] for row in rows[1:])]
     widths = {column: max(len(row[column]) for row in rows) for column in used}
-    left = {0, 4, 5}
     return [
         "  "
         + "  ".join(
@@ -50,12 +63,37 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
 
 def markdown(records: list[dict[str, Any]], contenders: list[str]) -> list[str]:
     """One row for each case, one column for each of `contenders`; where that is empty, for each that there is."""
-    names = contenders or list(dict.fromkeys(line["name"] for record in records for line in record["contenders"]))
-    rows = [["", *names], ["---", *("---" for _ in names)]]
+    head, *rows = _curve(records, contenders) if records[0].get("axis") else _grid(records, contenders)
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _grid(records: list[dict[str, Any]], contenders: list[str]) -> list[list[str]]:
+    names = contenders or _names(records)
+    rows = [["", *names]]
     for record in records:
         lines = {line["name"]: line for line in record["contenders"]}
         rows.append([record["case"], *(_cell(lines.get(name)) for name in names)])
-    return ["| " + " | ".join(row) + " |" for row in rows]
+    return rows
+
+
+def _curve(records: list[dict[str, Any]], contenders: list[str]) -> list[list[str]]:
+    """A row for each point, two columns for each contender."""
+    names = contenders or _names(records)
+    rows = [[records[0]["axis"], *(cell for name in names for cell in (name, "memory"))]]
+    for record in sorted(records, key=lambda record: float(record["case"])):
+        lines = {line["name"]: line for line in record["contenders"]}
+        rows.append([record["case"], *(cell for name in names for cell in _time_and_memory(lines.get(name, {})))])
+    return rows
+
+
+def _time_and_memory(line: dict[str, Any]) -> tuple[str, str]:
+    if "median" not in line:
+        return line.get("absent", ""), ""
+    return text.time(line["median"]), f"+{text.memory(line['extra_memory'])}" if "extra_memory" in line else ""
+
+
+def _names(records: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(line["name"] for record in records for line in record["contenders"]))
 
 
 def _cell(line: dict[str, Any] | None) -> str:
@@ -63,13 +101,13 @@ def _cell(line: dict[str, Any] | None) -> str:
         return ""
     if "absent" in line:
         return "cannot run here"
-    parts = [time(line["median"])]
+    parts = [text.time(line["median"])]
     if "ratio" in line:
-        parts.append(f"**{ratio(line['ratio'])}**")
-    if "target" in line:
-        parts.append(target(line))
+        parts.append(f"**{text.ratio(line['ratio'])}**")
+    if wanted := targets.speed(line):
+        parts.append(wanted)
     if "extra_memory" in line:
-        parts.append(f"+{megabytes(line['extra_memory'])}")
+        parts.append(f"+{text.memory(line['extra_memory'])}")
     return ", ".join(parts)
 
 
@@ -83,31 +121,3 @@ def baselines(records: list[dict[str, Any]], contenders: list[str]) -> dict[str,
                 if line["name"] not in names:
                     names.append(line["name"])
     return found
-
-
-def time(seconds: float) -> str:
-    """Three digits."""
-    if seconds < 1e-3:
-        return f"{seconds * 1e6:.{0 if seconds >= 1e-4 else 1}f} us"
-    if seconds < 1:
-        return f"{seconds * 1e3:.{0 if seconds >= 0.1 else 1 if seconds >= 1e-2 else 2}f} ms"
-    return f"{seconds:.2f} s"
-
-
-def ratio(value: float) -> str:
-    return f"{value:.1f}x" if value >= 10 else f"{value:.2f}x"
-
-
-def target(line: dict[str, Any]) -> str:
-    """What a contender has to reach, and whether it does."""
-    wanted = line["target"]
-    verdict = "met" if wanted["met"] else "missed"
-    if wanted["against"] == line.get("baseline"):
-        return f"target {wanted['at_least']:g}x: {verdict}"
-    # Rounded down: 0.998 does not reach 1.
-    reached = math.floor(100 * wanted["reached"]) / 100
-    return f"target {wanted['at_least']:g}x {wanted['against']}: {verdict} at {ratio(reached)}"
-
-
-def megabytes(value: int) -> str:
-    return f"{value / 1e6:.1f} MB"
