@@ -32,6 +32,11 @@ def cpu_flags() -> set[str]:
     return set()
 
 
+def memory_bytes() -> int:
+    """All the memory there is, used or not."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _lines(path: str) -> list[str]:
     try:
         return Path(path).read_text().splitlines()

@@ -66,6 +66,10 @@ def test_extra_memory_counts_packed_weights_for_each_who_has_them():
         assert 0.9 * weight.nbytes < line["extra_memory"] < 3 * weight.nbytes
 
 
+def test_memory_of_the_machine():
+    assert _machine.memory_bytes() > 2**27
+
+
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
 
@@ -148,3 +152,19 @@ def test_a_curve_is_one_table_in_the_readme(tmp_path):
     ]
     assert [line for line in lines if line.startswith("|")] == table_lines
     assert "ours, 200 tokens: extra memory at most 900.0 MB: missed at 1.20 GB." in lines
+
+
+def test_big_bird_over_length(monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    from bench.models import bench_big_bird_lengths as bench
+
+    monkeypatch.setattr(_machine, "memory_bytes", lambda: 24_000_000_000)
+    assert bench.why_not(12, 4096) is None
+    assert bench.why_not(12, 8192) == "not measured: takes minutes"
+    assert bench.why_not(12, 16384) == "needs 25.77 GB, there is 24.00 GB"
+    shape = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 20}
+    model = transformers.BigBirdModel(transformers.BigBirdConfig(num_hidden_layers=3, **shape))
+    first = bench.first_layer(model)
+    assert (len(first.encoder.layer), first.config.num_hidden_layers) == (1, 1)
+    assert (len(model.encoder.layer), model.config.num_hidden_layers) == (3, 3)
+    assert first.encoder.layer[0].output.dense.weight is model.encoder.layer[0].output.dense.weight
