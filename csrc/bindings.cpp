@@ -48,4 +48,15 @@ STABLE_TORCH_LIBRARY(encoders_fast_native, library) {
   // The sum of dz_i W_i; dz_i^T x for every i, and with `bias` the sums of dz_i's columns behind them.
   library.def("packed_linear_input_gradient(Tensor[] dz, Tensor[] weights) -> Tensor");
   library.def("packed_linear_weight_gradients(Tensor[] dz, Tensor x, bool bias) -> Tensor[]");
+
+  // One weight under the other, of so many rows each, in panels; then MobileBERT's layer in front of its attention and behind
+  // it. What of a list of weights multiplies the same input stands in one `panels`: csrc/bottleneck/cpu.cpp.
+  library.def("bottleneck_pack(Tensor weights, int[] rows) -> Tensor");
+  library.def(
+      "bottleneck_input(Tensor h, Tensor wide_panels, Tensor? narrow_panels, Tensor[] biases, Tensor[] norms, float[] eps,"
+      " bool from_bottleneck) -> (Tensor q, Tensor k, Tensor v, Tensor u0)");
+  library.def(
+      "bottleneck_ffn(Tensor attention, Tensor u0, Tensor? h, Tensor output_panels, Tensor expand_panels,"
+      " Tensor contract_panels, Tensor[] biases, Tensor[] norms, float[] eps, int activation, float dropout_p,"
+      " Tensor? rng_state) -> Tensor");
 }

@@ -255,17 +255,17 @@ class MobileBertLayer(HasParts, GradientCheckpointingLayer):
         """rng_state, int64 [2], is the layer's: what it drops. None where it drops nothing."""
         rest = (mask, head_mask, rng_state, output_attentions)
         parts = self.parts()
-        if not parts.fusable():
+        parameters = parts.parameters()
+        if parameters is None:
             return self.composed(h, *rest)
         own: Any = self.attention.self
-        q, k, v, u0 = packed_input(h, parts.input_parameters(), parts.from_bottleneck)
+        q, k, v, u0 = packed_input(h, parameters[0], parts.from_bottleneck)
         context, probabilities = own.attend(q, k, v, *rest)
         dropout_p = parts.dropout.p if parts.dropout.training else 0.0
         if dropout_p > 0 and rng_state is None:
             rng_state = _dropout.draw(h.device)
         stream = None if self.bottleneck is None else h
-        name: Any = parts.activation()
-        h = packed_ffn(context, u0, stream, parts.ffn_parameters(), name, dropout_p, rng_state)
+        h = packed_ffn(context, u0, stream, parameters[1], parts.activation, dropout_p, rng_state)
         return h, probabilities
 
     def composed(self, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor | None]:

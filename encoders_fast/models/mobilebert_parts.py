@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain, repeat
+from operator import contains, is_, itemgetter
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
+from torch.nn.modules import module as hooks
 from transformers.activations import ACT2FN
 
 from ..ops.bottleneck.parameters import Parameters
 from .activations import fused_activation
-from .observers import plain, unobserved
+from .observers import unobserved
 
 _NAMES: dict[Any, str] = {F.relu: "relu", torch.relu: "relu", F.gelu: "gelu", F.silu: "silu"}
 _NAMES_OF_CLASSES = {nn.ReLU: "relu", nn.SiLU: "silu", type(ACT2FN["silu"]): "silu"}
@@ -53,7 +57,7 @@ class Parts:
     """A layer's modules in the order of the ops' parameters.
 
     Looking up a hundred modules and parameters by their names takes as long as a product with a small matrix: here they
-    stand in lists.
+    stand in lists, and what is asked for in every call is asked by the list.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -65,6 +69,9 @@ class Parts:
         self.from_bottleneck = bottleneck is not None and bottleneck.use_bottleneck_attention
         self.dropout: Any = layer.output.dropout if end is None else end.dropout
         self.activations = [block.intermediate.intermediate_act_fn for block in blocks]
+        names = {op_activation(function) for function in self.activations}
+        self.activation: Any = names.pop() if len(names) == 1 else None
+        """The op's name for the activation function of all blocks; None where it has none."""
         self.input_linears: list[Any] = [own.query, own.key, own.value]
         self.input_norms: list[Any] = []
         if bottleneck is not None:
@@ -79,51 +86,66 @@ class Parts:
         self.ffn_norms: list[Any] = [each.LayerNorm for each in ends]
         # The layer itself is called, whatever it does inside.
         self.modules = list(layer.modules())[1:]
-        self.places = [(m._modules, name, each) for m in (layer, *self.modules) for name, each in m._modules.items()]
+        if not torch.compiler.is_compiling():
+            self.held = list(map(vars, self.modules))
+            places = [(m._modules, name, each) for m in (layer, *self.modules) for name, each in m._modules.items()]
+            self.siblings, self.names, self.placed = map(list, zip(*places, strict=True))
         self.kinds = list(map(type, self.modules))
-        self.known = set(self.kinds) <= layer.plain | _PLAIN | set(map(type, self.activations))
+        used = self.input_linears + self.ffn_linears + self.input_norms + self.ffn_norms
+        self.known = set(self.kinds) <= layer.plain | _PLAIN | set(map(type, self.activations)) and all(
+            len(getattr(module, "normalized_shape", "1")) == 1 for module in used
+        )
 
     def current(self, layer: Any) -> bool:
         """Whether all modules are still where they were found. A layer's copy on another device has others."""
-        return layer is self.layer and all(siblings.get(name) is module for siblings, name, module in self.places)
+        return layer is self.layer and all(map(is_, map(dict.get, self.siblings, self.names), self.placed))
 
-    def activation(self) -> str | None:
-        """The op's name for the activation function of all blocks; None where it has none."""
-        names = {op_activation(function) for function in self.activations}
-        return names.pop() if len(names) == 1 else None
-
-    def fusable(self) -> bool:
-        """Whether nobody notices that the work of these modules is done by ops, and the ops can do it."""
-        return (
+    def parameters(self) -> tuple[Parameters, Parameters] | None:
+        """bottleneck_input's and bottleneck_ffn's. None where somebody would notice that the work of these modules is
+        done by ops, or where the ops cannot do it."""
+        if not (
             self.known
-            and unobserved(*self.modules)
+            and self.activation is not None
+            and (self._bare() or unobserved(*self.modules))
             and list(map(type, self.modules)) == self.kinds
-            and self.activation() is not None
-            and all(map(_usable, self.input_linears + self.ffn_linears + self.input_norms + self.ffn_norms))
+        ):
+            return None
+        found = _parameters(self.input_linears, self.input_norms), _parameters(self.ffn_linears, self.ffn_norms)
+        types = {type(tensor) for parameters in found for tensors in parameters[:3] for tensor in tensors}
+        return found if types <= _PLAIN_TENSORS else None
+
+    def _bare(self) -> bool:
+        """Whether no module has any hook or a forward of its own: then nothing of it has to be looked at."""
+        return not torch.compiler.is_compiling() and not (
+            any(chain.from_iterable(map(_HOOKS, self.held)))
+            or any(map(contains, self.held, repeat("forward")))
+            or any(map(bool, _GLOBAL_HOOKS))
         )
 
     def obstacle(self) -> str | None:
         """Why not, in a sentence; None where it is."""
-        if self.fusable():
+        if self.parameters() is not None:
             return None
         for name, module in self.layer.named_modules():
             if name and type(module) not in self.layer.plain | _PLAIN | set(map(type, self.activations)):
                 return f"{name} is a {type(module).__module__}.{type(module).__qualname__}"
             if name and not unobserved(module):
                 return f"{name} has hooks, or another forward, which want to see it called"
-        if self.activation() is None:
+        if self.activation is None:
             return f"the op bottleneck_ffn has no {self.activations[0]!r}"
         return (
             "a Linear or a norm has other parameters than a weight and a bias for the last dimension, as plain tensors"
         )
 
-    def input_parameters(self) -> Parameters:
-        return _parameters(self.input_linears, self.input_norms)
 
-    def ffn_parameters(self) -> Parameters:
-        return _parameters(self.ffn_linears, self.ffn_norms)
-
-
+_HOOKS = itemgetter("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_GLOBAL_HOOKS = (
+    hooks._global_forward_hooks,
+    hooks._global_forward_pre_hooks,
+    hooks._global_backward_hooks,
+    hooks._global_backward_pre_hooks,
+)
+_PLAIN_TENSORS = {nn.Parameter, Tensor, FakeTensor}
 _PLAIN = frozenset({nn.Dropout, nn.GELU, nn.LayerNorm, nn.Linear, nn.ModuleList, *_NAMES_OF_CLASSES})
 
 
@@ -135,12 +157,6 @@ def _parameters(linears: list[Any], norms: list[Any]) -> Parameters:
         [_tensor(norm, name) for norm in norms for name in ("weight", "bias")],
         [-1.0 if each is None else each for each in eps],
     )
-
-
-def _usable(module: Any) -> bool:
-    weight, bias = _tensor(module, "weight"), _tensor(module, "bias")
-    one_dimension = len(getattr(module, "normalized_shape", "1")) == 1
-    return one_dimension and weight is not None and bias is not None and plain(weight) and plain(bias)
 
 
 def _tensor(module: Any, name: str) -> Tensor:

@@ -11,12 +11,13 @@
 
 namespace encoders_fast {
 
-// None where nothing is dropped.
-inline std::optional<Dropout> dropout_of(double probability, const std::optional<torch::stable::Tensor>& rng_state) {
+// None where nothing is dropped. `site` is added to the state's offset, as _dropout.at does.
+inline std::optional<Dropout> dropout_of(double probability, const std::optional<torch::stable::Tensor>& rng_state,
+                                         uint64_t site = 0) {
   if (probability == 0 || !rng_state) return std::nullopt;
   const torch::stable::Tensor state = dense(*rng_state);
   const int64_t* words = state.const_data_ptr<int64_t>();
-  const uint64_t seed = words[0], offset = words[1];
+  const uint64_t seed = words[0], offset = words[1] + site;
   Dropout d{};
   for (uint32_t round = 0; round < 10; round++) {
     d.key[round][0] = uint32_t(seed) + round * 0x9E3779B9u;

@@ -42,10 +42,11 @@ class MobileBertLayer(HasParts, Replacement, stock.MobileBertLayer):
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         parts = self.parts()
-        if not parts.fusable():
+        parameters = parts.parameters()
+        if parameters is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
         own = self.attention.self
-        *qkv, u0 = packed_input(hidden_states, parts.input_parameters(), parts.from_bottleneck)
+        *qkv, u0 = packed_input(hidden_states, parameters[0], parts.from_bottleneck)
         query, key, value = (t.unflatten(-1, (own.num_attention_heads, -1)).transpose(1, 2) for t in qkv)
         dropout_p = own.dropout.p if own.training else 0.0
         attend = _attention_function(own.config._attn_implementation)
@@ -53,8 +54,7 @@ class MobileBertLayer(HasParts, Replacement, stock.MobileBertLayer):
         stream = hidden_states if self.use_bottleneck else None
         dropout_p = parts.dropout.p if parts.dropout.training else 0.0
         rng_state = _dropout.draw(hidden_states.device) if dropout_p > 0 else None
-        name: Any = parts.activation()
-        return packed_ffn(context.flatten(2), u0, stream, parts.ffn_parameters(), name, dropout_p, rng_state)
+        return packed_ffn(context.flatten(2), u0, stream, parameters[1], parts.activation, dropout_p, rng_state)
 
 
 def _attention_function(name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:

@@ -33,7 +33,7 @@ from torch import Tensor
 from ... import _dispatch
 from ..._dispatch import Backend, Key
 from ..._dropout import check as check_dropout
-from . import reference
+from . import cpu, reference
 from .autograd import ffn_op, ffn_statics, input_op, input_statics
 from .checks import (
     check_activation,
@@ -202,7 +202,7 @@ def _check_ffn(
     return parameters
 
 
-# ---- backends, each named after its file: ./reference.py
+# ---- backends, each named after its file: ./cpu.py (csrc/bottleneck/cpu.cpp), ./reference.py
 
 
 def _always(key: Key) -> None:
@@ -244,11 +244,17 @@ def _ffn_key(
 
 _dispatch.define(
     "bottleneck_input",
-    [Backend("reference", _always, reference.bottleneck_input, reference.bottleneck_input_backward)],
+    [
+        Backend("cpu", cpu.input_why_not, cpu.bottleneck_input, reference.bottleneck_input_backward),
+        Backend("reference", _always, reference.bottleneck_input, reference.bottleneck_input_backward),
+    ],
     _input_key,
 )
 _dispatch.define(
     "bottleneck_ffn",
-    [Backend("reference", _always, reference.bottleneck_ffn, reference.bottleneck_ffn_backward)],
+    [
+        Backend("cpu", cpu.ffn_why_not, cpu.bottleneck_ffn, reference.bottleneck_ffn_backward),
+        Backend("reference", _always, reference.bottleneck_ffn, reference.bottleneck_ffn_backward),
+    ],
     _ffn_key,
 )
