@@ -110,7 +110,7 @@ struct Input {
   void run(Tile tile, const Memory& m) const {
     gather(h + tile.first * H * bytes_of(storage), tile.count, H, m.operand, operand_width(H, wide.operand));
     int64_t panels = wide_panels(), stride = panels * panel_columns;
-    wide(tile.rows, m.operand, 0, panels, m.sums, stride);
+    wide(tile, m.operand, 0, panels, m.sums, stride);
     float* sums = m.sums;
     if (u0) {
       norm(0, tile, sums, stride, from_bottleneck ? m.narrow : nullptr, u0 + tile.first * D * bytes_of(storage));
@@ -123,7 +123,7 @@ struct Input {
     outputs(narrow_outputs(), 3, tile, sums, stride);
     if (!narrow_outputs()) return;
     panels = panels_of(A) * narrow_outputs(), stride = panels * panel_columns;
-    narrow(tile.rows, m.narrow, 0, panels, m.sums, stride);
+    narrow(tile, m.narrow, 0, panels, m.sums, stride);
     outputs(0, narrow_outputs(), tile, m.sums, stride);
   }
 
@@ -186,15 +186,15 @@ struct Ffn {
   void run(Tile tile, const Memory& m) const {
     gather(attention + tile.first * A * row_bytes(), tile.count, A, m.attention, operand_width(A, output.operand));
     widen(u0 + tile.first * D * row_bytes(), tile.count, D, m.stream, padded(D));
-    output(tile.rows, m.attention, 0, panels_of(D), m.sums, padded(D));
+    output(tile, m.attention, 0, panels_of(D), m.sums, padded(D));
     narrow_norm(0, tile, m);
     for (int64_t block = 1; block <= blocks; block++) {
       hidden(block, tile, m);
-      contract(tile.rows, m.hidden, (block - 1) * panels_of(D), panels_of(D), m.sums, padded(D));
+      contract(tile, m.hidden, (block - 1) * panels_of(D), panels_of(D), m.sums, padded(D));
       narrow_norm(block, tile, m);
     }
     if (!h) return;
-    expand(tile.rows, m.operand, blocks * panels_of(F), panels_of(H), m.sums, padded(H));
+    expand(tile, m.operand, blocks * panels_of(F), panels_of(H), m.sums, padded(H));
     const int64_t at = tile.first * H * row_bytes();
     normalize({m.sums, padded(H), vectors->bias(2 * blocks + 1), vectors->weight(blocks + 1), vectors->shift(blocks + 1),
                float((*eps)[blocks + 1]), tile.count, H, at_end ? &*at_end : nullptr, tile.first, m.room, nullptr, h + at, nullptr,
@@ -204,8 +204,9 @@ struct Ffn {
   // A panel of sums at a time: it is activated while it is in the first-level cache.
   void hidden(int64_t block, Tile tile, const Memory& m) const {
     const int64_t width = operand_width(F, output.operand), first = (block - 1) * panels_of(F);
-    for (int64_t column = 0; column < F; column += panel_columns) {
-      expand(tile.rows, m.operand, first + column / panel_columns, 1, m.sums, panel_columns);
+    for (int64_t i = 0; i < panels_of(F); i++) {
+      const int64_t panel = tile.in_turn(i, panels_of(F)), column = panel * panel_columns;
+      expand(tile, m.operand, first + panel, 1, m.sums, panel_columns);
       activate({m.sums, panel_columns, vectors->bias(2 * block - 1) + column, tile.count, std::min(panel_columns, width - column),
                 m.hidden + column * bytes_of(output.operand), width});
     }

@@ -19,7 +19,13 @@ inline int64_t operand_width(int64_t width, Storage operand) { return operand ==
 
 // Rows [first, first + count) of a tensor, computed as `rows` of them: a kernel of brgemm is generated for each number, so
 // there are three.
-struct Tile { int64_t first, count, rows; };
+struct Tile {
+  int64_t first, count, rows, worker, workers;
+
+  // The i-th of `count` panels to be multiplied. Workers begin with different ones: where weights come from memory, which is
+  // slower than the products of 64 rows, each then waits for its part and finds the others' in the third-level cache.
+  int64_t in_turn(int64_t i, int64_t panels) const { return (i + panels * worker / workers) % panels; }
+};
 
 constexpr int64_t least_rows = 16, most_rows = 64;
 
@@ -35,7 +41,7 @@ void for_tiles(int64_t rows, int64_t workers, int64_t worker, Function function)
   const int64_t end = std::min(rows, sixteens * (worker + 1) / workers * least_rows);
   for (int64_t first = sixteens * worker / workers * least_rows; first < end;) {
     const int64_t rest = end - first, size = rest > 48 ? 64 : rest > 16 ? 32 : 16;
-    function(Tile{first, std::min(size, rest), size});
+    function(Tile{first, std::min(size, rest), size, worker, workers});
     first += size;
   }
 }
@@ -76,20 +82,22 @@ inline int64_t depth(Storage operand, int64_t K) {
   return ((K + parts - 1) / parts + 15) / 16 * 16;
 }
 
-// sums [rows][stride] = operand [rows][operand_width(K)] times `count` panels, from `panel` on.
+// sums [rows of the tile][stride] = operand [rows][operand_width(K)] times `count` panels, from `panel` on.
 struct Product {
   const char* panels;
   int64_t K;  // of the weight
   Storage operand;
 
-  void operator()(int64_t rows, const char* from, int64_t panel, int64_t count, float* sums, int64_t stride) const {
+  void operator()(Tile tile, const char* from, int64_t panel, int64_t count, float* sums, int64_t stride) const {
     const int64_t width = operand_width(K, operand), bytes = bytes_of(operand), step = depth(operand, width);
     const bool pairs = operand == Storage::bfloat16;
-    for (int64_t p = 0; p < count; p++)
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t p = tile.in_turn(i, count);
       for (int64_t k = 0; k < width; k += step)
         (pairs ? brgemm_bfloat16 : brgemm_float32)(
-            rows, panel_columns, std::min(step, width - k), width, panel_columns, stride, k > 0, from + k * bytes,
+            tile.rows, panel_columns, std::min(step, width - k), width, panel_columns, stride, k > 0, from + k * bytes,
             panels + ((panel + p) * width + k) * panel_columns * bytes, sums + p * panel_columns, pairs);
+    }
   }
 };
 

@@ -21,6 +21,8 @@ FILES = [
     "test_block_sparse_attention_cpu.py",
     "test_packed_linear.py",
     "test_packed_linear_gradients.py",
+    "test_bottleneck.py",
+    "test_bottleneck_cpu.py",
 ]
 info = _native.build_info()["cpu"]
 LESSER = [isa for isa in info["instruction_sets_of_this_cpu"] if isa != info["instruction_set"]] if info else []

@@ -86,7 +86,7 @@ def input_statics(h: Tensor, parameters: Parameters) -> _Static:
     return h.device, (h.dtype, parameters.matrices[0].dtype, parameters.biases[0].dtype), widths
 
 
-def _input_forward(
+def input_forward(
     h: Tensor,
     matrices: list[Tensor],
     biases: list[Tensor],
@@ -95,6 +95,7 @@ def _input_forward(
     from_bottleneck: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Computes, and knows of no gradient."""
     parameters = Parameters(matrices, biases, norms, eps)
     row = _dispatch.choose("bottleneck_input", backend, *input_statics(h, parameters))
     if h.numel() == 0:
@@ -160,7 +161,7 @@ def _input_backward_fake(
 input_op = op_with_lists(
     f"bottleneck_input(Tensor h, {_PARAMETERS}, bool from_bottleneck, str? backend)"
     " -> (Tensor q, Tensor k, Tensor v, Tensor u0)",
-    forward=_input_forward,
+    forward=input_forward,
     fake=_input_fake,
     derivatives=Derivatives(save=_input_save, backward=_input_backward),
 )
@@ -184,7 +185,8 @@ def ffn_statics(u0: Tensor, h: Tensor | None, parameters: Parameters) -> _Static
     return u0.device, (u0.dtype, parameters.matrices[0].dtype, parameters.biases[0].dtype), widths
 
 
-def _ffn_forward(attention: Tensor, u0: Tensor, h: Tensor | None, *rest: Any) -> Tensor:
+def ffn_forward(attention: Tensor, u0: Tensor, h: Tensor | None, *rest: Any) -> Tensor:
+    """Computes, and knows of no gradient."""
     parameters, (activation, dropout_p, rng_state, backend) = Parameters(*rest[:4]), rest[4:]
     row = _dispatch.choose("bottleneck_ffn", backend, *ffn_statics(u0, h, parameters))
     if u0.numel() == 0:
@@ -251,7 +253,7 @@ def _ffn_backward_fake(
 _FFN_OPTIONS = "str activation, float dropout_p, Tensor? rng_state"
 ffn_op = op_with_lists(
     f"bottleneck_ffn(Tensor attention, Tensor u0, Tensor? h, {_PARAMETERS}, {_FFN_OPTIONS}, str? backend) -> Tensor",
-    forward=_ffn_forward,
+    forward=ffn_forward,
     fake=_ffn_fake,
     derivatives=Derivatives(save=_ffn_save, backward=_ffn_backward),
 )

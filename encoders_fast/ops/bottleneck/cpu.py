@@ -5,13 +5,16 @@ Weights that multiply the same input are packed together and kept as packed_line
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ... import _native
 from ..._dispatch import Key
 from ..packed_linear.checks import ACTIVATIONS
-from ..packed_linear.packing import packed
+from ..packed_linear.packing import clear_packed, packed
 from .parameters import Parameters
 
 _ops = torch.ops.encoders_fast_native
@@ -42,6 +45,15 @@ def _panels(*weights: Tensor) -> Tensor:
     if any(map(Tensor.is_inference, weights)):  # without a version counter: nobody would see them change
         return pack(torch.cat(weights))
     return packed("bottleneck", weights, pack)
+
+
+def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """torch's fused optimizers, of 2.13 too, change weights without counting it in their version."""
+    if any(group.get("fused") for group in optimizer.param_groups):
+        clear_packed()
+
+
+register_optimizer_step_post_hook(_after_step)
 
 
 def bottleneck_input(h: Tensor, parameters: Parameters, from_bottleneck: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

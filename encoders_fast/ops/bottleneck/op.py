@@ -25,7 +25,8 @@ section 3.3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,8 +34,9 @@ from torch import Tensor
 from ... import _dispatch
 from ..._dispatch import Backend, Key
 from ..._dropout import check as check_dropout
+from ..._op import _eager, _transformed
 from . import cpu, reference
-from .autograd import ffn_op, ffn_statics, input_op, input_statics
+from .autograd import ffn_forward, ffn_op, ffn_statics, input_forward, input_op, input_statics
 from .checks import (
     check_activation,
     check_activations,
@@ -78,14 +80,28 @@ def bottleneck_input(
     cannot run the call, and for forward-mode differentiation.
     """
     parameters = _check_input(h, query, key, value, input, shared, from_bottleneck)
-    return packed_input(h, parameters, from_bottleneck)
+    return _run_input(input_op, h, parameters, from_bottleneck)
 
 
 def packed_input(h: Tensor, parameters: Parameters, from_bottleneck: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """bottleneck_input without its checks, for callers whose parameters belong to modules of the right shapes."""
+    """bottleneck_input without its checks, for callers whose parameters are plain tensors of the right shapes."""
+    return _run_input(input_forward if _plainly(h) else input_op, h, parameters, from_bottleneck)
+
+
+def _run_input(
+    run: Callable[..., Any], h: Tensor, parameters: Parameters, from_bottleneck: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (h,), parameters = promote([h], in_autocast(parameters, h.device))
-    q, k, v, u0 = input_op(h, *parameters, from_bottleneck, _dispatch.forced())
+    q, k, v, u0 = run(h, *parameters, from_bottleneck, _dispatch.forced())
     return q, k, v, u0 if parameters.eps else h
+
+
+def _plainly(*activations: Tensor) -> bool:
+    """Whether nothing but the kernel can see a call with such activations and a module's parameters: the ops find out
+    the same, but ask every parameter."""
+    return (
+        not torch.compiler.is_compiling() and not torch.is_grad_enabled() and not _transformed() and _eager(activations)
+    )
 
 
 def _check_input(
@@ -150,7 +166,7 @@ def bottleneck_ffn(
     rng_state.
     """
     parameters = _check_ffn(attention, u0, h, output, feed_forwards, out, activation, dropout_p, rng_state)
-    return packed_ffn(attention, u0, h, parameters, activation, dropout_p, rng_state)
+    return _run_ffn(ffn_op, attention, u0, h, parameters, activation, dropout_p, rng_state)
 
 
 def packed_ffn(
@@ -162,12 +178,26 @@ def packed_ffn(
     dropout_p: float,
     rng_state: Tensor | None,
 ) -> Tensor:
-    """bottleneck_ffn without its checks, for callers whose parameters belong to modules of the right shapes."""
+    """bottleneck_ffn without its checks, for callers whose parameters are plain tensors of the right shapes."""
+    run = ffn_forward if _plainly(attention, u0, u0 if h is None else h) else ffn_op
+    return _run_ffn(run, attention, u0, h, parameters, activation, dropout_p, rng_state)
+
+
+def _run_ffn(
+    run: Callable[..., Tensor],
+    attention: Tensor,
+    u0: Tensor,
+    h: Tensor | None,
+    parameters: Parameters,
+    activation: str,
+    dropout_p: float,
+    rng_state: Tensor | None,
+) -> Tensor:
     activations = [attention, u0] if h is None else [attention, u0, h]
     activations, parameters = promote(activations, in_autocast(parameters, u0.device))
     attention, u0, *stream = activations
     options = (activation, float(dropout_p), rng_state if dropout_p > 0 else None)
-    return ffn_op(attention, u0, stream[0] if stream else None, *parameters, *options, _dispatch.forced())
+    return run(attention, u0, stream[0] if stream else None, *parameters, *options, _dispatch.forced())
 
 
 def _check_ffn(
