@@ -92,8 +92,18 @@ def _run_input(
     run: Callable[..., Any], h: Tensor, parameters: Parameters, from_bottleneck: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (h,), parameters = promote([h], in_autocast(parameters, h.device))
-    q, k, v, u0 = run(h, *parameters, from_bottleneck, _dispatch.forced())
+    q, k, v, u0 = run(h, *parameters, from_bottleneck, _backend([h], parameters))
     return q, k, v, u0 if parameters.eps else h
+
+
+def _backend(activations: list[Tensor], parameters: Parameters) -> str | None:
+    """The one that is forced. Where a gradient is needed, else the reference: its forward pass has the bits of its
+    backward pass, which no sign at ReLU's kink then parts, and a weight would be packed for a single use."""
+    forced = _dispatch.forced()
+    if forced is not None or not torch.is_grad_enabled():
+        return forced
+    tensors = (*activations, *parameters.matrices, *parameters.biases, *parameters.norms)
+    return "reference" if any(tensor.requires_grad for tensor in tensors) else None
 
 
 def _plainly(*activations: Tensor) -> bool:
@@ -197,7 +207,8 @@ def _run_ffn(
     activations, parameters = promote(activations, in_autocast(parameters, u0.device))
     attention, u0, *stream = activations
     options = (activation, float(dropout_p), rng_state if dropout_p > 0 else None)
-    return run(attention, u0, stream[0] if stream else None, *parameters, *options, _dispatch.forced())
+    backend = _backend(activations, parameters)
+    return run(attention, u0, stream[0] if stream else None, *parameters, *options, backend)
 
 
 def _check_ffn(
