@@ -38,10 +38,12 @@ STABLE_TORCH_LIBRARY(encoders_fast_native, library) {
       "residual_layer_norm_backward(Tensor dy, Tensor? ds, Tensor s, Tensor weight, Tensor mean, Tensor rstd,"
       " float dropout_p, Tensor? rng_state) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)");
 
-  // Why brgemm cannot run, or nothing; weights [N, K] in its order; act(x W^T + bias) + residual for x [M, K] and each weight,
-  // which are packed on the way without `packed`, and with `keep` what the activation was taken of.
+  // Why brgemm cannot run, or nothing; weights [N, K] in its order, and a number made of some of their elements; act(x W^T +
+  // bias) + residual for x [M, K] and each weight, which are packed on the way without `packed`, and with `keep` what the
+  // activation was taken of.
   library.def("packed_linear_missing(bool bfloat16) -> str");
   library.def("packed_linear_pack(Tensor[] weights) -> Tensor");
+  library.def("packed_linear_sample(Tensor[] weights) -> int");
   library.def(
       "packed_linear(Tensor x, Tensor? packed, Tensor[] weights, Tensor?[] biases, int activation, Tensor? residual,"
       " bool keep) -> Tensor[]");

@@ -36,8 +36,9 @@ struct Problem {
   const float* dlog_sum_exp;       // [B, H, Tq] or null
   void *dquery, *dkey, *dvalue;    // backward: [B, Tq or Tk, H, K]
 
-  int64_t panels() const { return key_blocks * panel_pieces; }
-  int64_t tiles() const { return query_blocks * tile_pieces; }
+  // Compiled for every instruction set: no copy of them may be shared.
+  [[gnu::always_inline]] int64_t panels() const { return key_blocks * panel_pieces; }
+  [[gnu::always_inline]] int64_t tiles() const { return query_blocks * tile_pieces; }
 };
 
 // Bytes, each a multiple of 64.

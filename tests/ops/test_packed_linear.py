@@ -155,7 +155,10 @@ def test_packed_once_until_the_weight_changes(backend):
         weight.data = weight.data + 1  # other memory
         torch.testing.assert_close(packed_linear(x, weight), F.linear(x, weight))
         assert packed_bytes() == once
-        weight.data.add_(1)  # uncounted
+        for change in (lambda w: w.add_(1), lambda w: w.t().mul_(0.5), lambda w: w.copy_(torch.rand_like(w))):
+            change(weight.data)  # uncounted
+            torch.testing.assert_close(packed_linear(x, weight), F.linear(x, weight))
+        assert packed_bytes() == once
         clear_packed()
         assert packed_bytes() == 0
         torch.testing.assert_close(packed_linear(x, weight), F.linear(x, weight))
@@ -168,6 +171,19 @@ def test_packed_once_until_the_weight_changes(backend):
         del weight
         gc.collect()
         assert packed_bytes() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (70, 130)])
+def test_weights_of_an_average_may_be_put_in_by_their_data(shape, dtype):
+    """As evaluation with averaged weights does: the store must not give what it packed before."""
+    torch.manual_seed(0)
+    first, second = (torch.randn(shape).to(dtype) for _ in range(2))
+    weight = torch.empty(shape[::-1], dtype=dtype).t()  # strided
+    x = torch.randn(2, shape[1]).to(dtype)
+    for values in (first, second, first, first, second):
+        weight.data.copy_(values)
+        torch.testing.assert_close(packed_linear(x, weight), F.linear(x, values))
 
 
 def test_packed_weights_are_neither_saved_nor_copied():

@@ -5,16 +5,15 @@ Weights that multiply the same input are packed together and kept as packed_line
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ... import _native
 from ..._dispatch import Key
 from ..packed_linear.checks import ACTIVATIONS
-from ..packed_linear.packing import clear_packed, packed
+from ..packed_linear.packing import packed
 from .parameters import Parameters
 
 _ops = torch.ops.encoders_fast_native
@@ -39,21 +38,12 @@ def ffn_why_not(key: Key) -> str | None:
 def _panels(*weights: Tensor) -> Tensor:
     """Of weights [N, K], one under the other."""
 
-    def pack(dense: Tensor) -> Tensor:
-        return _ops.bottleneck_pack.default(dense, [len(weight) for weight in weights])  # type: ignore[no-any-return]
+    def pack(dense: Sequence[Tensor]) -> Tensor:
+        return _ops.bottleneck_pack.default(torch.cat(list(dense)), [len(weight) for weight in dense])
 
     if any(map(Tensor.is_inference, weights)):  # without a version counter: nobody would see them change
-        return pack(torch.cat(weights))
+        return pack(weights)
     return packed("bottleneck", weights, pack)
-
-
-def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """torch's fused optimizers, of 2.13 too, change weights without counting it in their version."""
-    if any(group.get("fused") for group in optimizer.param_groups):
-        clear_packed()
-
-
-register_optimizer_step_post_hook(_after_step)
 
 
 def bottleneck_input(h: Tensor, parameters: Parameters, from_bottleneck: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -61,7 +51,7 @@ def bottleneck_input(h: Tensor, parameters: Parameters, from_bottleneck: bool) -
     outputs, bottlenecks = matrices[:3], matrices[3:]
     of_narrow = 3 if from_bottleneck else 2 if len(bottlenecks) == 2 else 0
     wide, narrow = _panels(*bottlenecks, *outputs[of_narrow:]), _panels(*outputs[:of_narrow]) if of_narrow else None
-    return _ops.bottleneck_input.default(h, wide, narrow, biases, norms, eps, from_bottleneck)  # type: ignore[no-any-return]
+    return _ops.bottleneck_input.default(h, wide, narrow, biases, norms, eps, from_bottleneck)
 
 
 def bottleneck_ffn(
@@ -74,7 +64,7 @@ def bottleneck_ffn(
     rng_state: Tensor | None,
 ) -> Tensor:
     (output, *rest), biases, norms, eps = parameters
-    return _ops.bottleneck_ffn.default(  # type: ignore[no-any-return]
+    return _ops.bottleneck_ffn.default(
         attention,
         u0,
         h,

@@ -2,8 +2,9 @@
 
 The store is the process's, not a module's: nothing of it is saved, copied or pickled, and modules that share a
 parameter share its packed form. What counts as the same weight is the tensor itself, its version counter, memory, dtype
-and device. Torch counts every in-place change but those through `weight.data` and through other libraries' views of the
-memory; after one of these, call `clear_packed`.
+and device, and 64 of its elements: torch does not count changes through `weight.data`, of its fused optimizers, and
+through other libraries' views of the memory. After one of these that leaves most of a weight as it was, call
+`clear_packed`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ... import _native
+
+_ops = torch.ops.encoders_fast_native
+
 
 class _Entry(NamedTuple):
     weights: tuple[weakref.ref[Tensor], ...]
     stamps: tuple[Any, ...]
+    sample: Any
     packed: Tensor
     nbytes: int
 
@@ -32,6 +38,12 @@ def _stamp(weight: Tensor) -> tuple[Any, ...]:
     return weight._version, weight.data_ptr(), weight.device, weight.dtype, weight.shape, weight.stride()
 
 
+def _sample(weights: tuple[Tensor, ...]) -> Any:
+    if _native.missing is None:
+        return _ops.packed_linear_sample.default(weights)
+    return [w.detach()[:: 1 + w.shape[0] // 8, :: 1 + w.shape[1] // 8].double().sum().item() for w in weights]
+
+
 def packed(layout: str, weights: tuple[Tensor, ...], pack: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
     """`pack` of the weights [N, K], from the store where they are in it.
 
@@ -40,13 +52,14 @@ def packed(layout: str, weights: tuple[Tensor, ...], pack: Callable[[Sequence[Te
     key = (layout, *map(id, weights))
     stamps = tuple(map(_stamp, weights))
     entry = _entries.get(key)
-    if entry is not None and entry.stamps == stamps and _are(entry, weights):
+    sample = _sample(weights)
+    if entry is not None and entry.stamps == stamps and entry.sample == sample and _are(entry, weights):
         return entry.packed
     with _lock, torch.inference_mode(False), torch.no_grad():
         tensor = pack([weight.detach() for weight in weights])
         refs = tuple(weakref.ref(weight, lambda _: _entries.pop(key, None)) for weight in weights)
         nbytes = tensor.nbytes if tensor.layout == torch.strided else sum(weight.nbytes for weight in weights)
-        _entries[key] = _Entry(refs, stamps, tensor, nbytes)
+        _entries[key] = _Entry(refs, stamps, sample, tensor, nbytes)
     return tensor
 
 
