@@ -27,7 +27,6 @@ from .masks import Mask as Mask
 from .masks import head_masks as head_masks
 from .masks import make_mask as make_mask
 from .masks import padded_keys, scores_mask, with_mask
-from .padding import RealTokens
 
 
 def attend(
@@ -43,7 +42,6 @@ def attend(
     bias: Tensor | None = None,
     rng_state: Tensor | None = None,
     output_attentions: bool = False,
-    real: RealTokens | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of each head over its keys.
 
@@ -51,14 +49,12 @@ def attend(
         module: the layer's attention; has `config`, and dropout happens in training only.
         query: [B, H, Tq, K]; key and value: [B, H, Tk, K].
         mask: which keys are visible; None for all. A query that sees none gets a finite context without a meaning.
+            Where padding was taken out there is no bias, and there are no probabilities to be had.
         scale: of the scores.
         dropout_p: probability of an attention probability to be dropped.
         head_mask: [H], a factor for each head.
         bias: broadcasts to [B, H, Tq, Tk], added to the scaled scores.
         rng_state: int64 [2]: what "encoders_fast" drops; the others draw from torch's generator.
-        real: which tokens of the batch these are, where padding is left out: query, key and value are then of one
-            sequence, [1, H, N, K], and the context is [1, N, H * K]. There is no bias then, and there are no
-            probabilities to be had.
         output_attentions: asks for the probabilities. Only the written-out formula has them, and computes the context
             too then, whatever the configuration names.
 
@@ -74,8 +70,8 @@ def attend(
     if kept is not None and mask.pairs is not None and mask.pairs.shape[1] > len(kept):  # one for each head, pruned too
         mask = mask._replace(pairs=mask.pairs[:, kept])
     dropout_p = dropout_p if module.training else 0.0
-    if real is not None:
-        return _of_real_tokens(module, (query, key, value), mask, scale, dropout_p, head_mask, rng_state, real), None
+    if mask.real is not None:
+        return _of_real_tokens(module, (query, key, value), mask, scale, dropout_p, head_mask, rng_state), None
     plain = mask.pairs is None and bias is None
     if output_attentions or name == "eager":
         context, probabilities = _eager(
@@ -99,14 +95,14 @@ def _of_real_tokens(
     dropout_p: float,
     head_mask: Tensor | None,
     rng_state: Tensor | None,
-    real: RealTokens,
 ) -> Tensor:
     """One sequence after the other where torch's operator does it, else all of them with their padding."""
     config: Any = module.config
+    real: Any = mask.real
     if config._attn_implementation != "sdpa":
         query, key, value = map(real.put_back_heads, operands)
         options: Any = {"scale": scale, "dropout_p": dropout_p, "head_mask": head_mask, "rng_state": rng_state}
-        return real.take(attend(module, query, key, value, mask, **options)[0])
+        return real.take(attend(module, query, key, value, mask._replace(real=None), **options)[0])
     sequences = zip(*(operand.split(real.lengths, dim=2) for operand in operands), strict=True)
     parts = [_sdpa(q, k, v, EVERYTHING, scale, dropout_p, None) for q, k, v in sequences]
     context = torch.cat(parts, dim=2)

@@ -16,7 +16,6 @@ from ..ops import attention_probabilities, block_sparse_attention
 from .attention import EVERYTHING, Mask, attend
 from .big_bird_patterns import pattern_of
 from .decoding import encoder_tokens, with_earlier_tokens
-from .padding import RealTokens
 from .projections import project, project_together
 
 
@@ -34,8 +33,6 @@ class Pass(NamedTuple):
     attentions: list[Tensor] | None
     """Where each layer leaves its probabilities, if they are asked for."""
     cross_attentions: list[Tensor] | None
-    real: RealTokens | None = None
-    """Which tokens the layers see, where padding was taken out."""
 
     def drawn_for(self, layer: int, site: int) -> Tensor | None:
         return None if self.rng_state is None else _dropout.at(self.rng_state, layer, site)
@@ -78,8 +75,8 @@ class BigBirdSelfAttention(nn.Module):
         else:
             query = self.split(project(self.query, h))
             key, value, mask = self.of_encoder(encoder_hidden_states, shared)
-        real = shared.real
         if over_blocks:
+            real = mask.real
             if real is not None:
                 query, key, value = map(real.put_back_heads, (query, key, value))
             context, probabilities = self.over_blocks(query, key, value, head_mask, shared, asked is not None)
@@ -97,7 +94,6 @@ class BigBirdSelfAttention(nn.Module):
                 head_mask=head_mask,
                 rng_state=shared.drawn_for(self.layer, self.site),
                 output_attentions=asked is not None,
-                real=real,
             )
         if asked is not None and probabilities is not None:
             asked.append(probabilities)

@@ -163,7 +163,7 @@ class BigBirdModel(BigBirdPreTrainedModel):
         keep = keep_padding or states is not None or shared.attentions is not None
         real = removable(self, shared.mask, keep=keep)
         if real is not None:
-            h, shared = real.take(h), shared._replace(real=real)
+            h, shared = real.take(h), shared._replace(mask=shared.mask._replace(real=real))
         h = self.encoder(h, encoder_hidden_states, factors, shared, states)
         if real is not None:
             h = real.put_back(h)

@@ -224,6 +224,7 @@ class MobileBertConfig(_CallableActivation, transformers.MobileBertConfig):
         exact_padding: give the tokens of a row that attention_mask [B, T] calls real what they have without padding:
             the words beside it have zeros for a neighbour, positions count no padding, and the pooler reads the first
             real token. By default, as in transformers, a word beside padding is made of the padding's embedding too.
+        keep_padding: see `RobertaPreLayerNormConfig`.
         pruned_heads: layer -> heads that `prune_heads` took out.
         Others: see `transformers.MobileBertConfig`.
     """
@@ -231,7 +232,10 @@ class MobileBertConfig(_CallableActivation, transformers.MobileBertConfig):
     model_type = "mobilebert"
     hidden_act: Any = "relu"
     exact_padding: bool = False
+    keep_padding: bool = False
     pruned_heads: Any = None
 
     def to_dict(self) -> dict[str, Any]:
-        return _without_defaults(super().to_dict(), {"exact_padding": False, "pruned_heads": None})
+        return _without_defaults(
+            super().to_dict(), {"exact_padding": False, "keep_padding": False, "pruned_heads": None}
+        )

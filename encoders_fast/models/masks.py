@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .inputs import readable
+
+if TYPE_CHECKING:
+    from .padding import RealTokens
 
 
 class Mask(NamedTuple):
@@ -20,6 +23,8 @@ class Mask(NamedTuple):
     """[B or 1, H or 1, Tq or 1, Tk]: bool, False where a key is hidden from a query, or numbers added to the scores."""
     first_query: int | Tensor | None = None
     """In a causal attention, which key belongs to the first query: query i sees keys up to first_query + i."""
+    real: RealTokens | None = None
+    """Where padding was taken out: which tokens queries and keys are of, then all of one sequence, [1, H, N, K]."""
 
 
 EVERYTHING = Mask()

@@ -32,6 +32,7 @@ from .language_heads import MobileBertLanguageHead
 from .masks import Mask, head_masks, make_mask, real_tokens
 from .mobilebert_layer import MobileBertLayer, make_norm
 from .other_frameworks.loading import LoadsOtherFrameworks
+from .padding import removable
 from .positions import CountsPositions, count_tokens, first_tokens
 from .pruning import PrunesHeads
 from .unused import NamesUnusedParameters
@@ -203,10 +204,12 @@ class MobileBertModel(MobileBertPreTrainedModel):
             position_ids: [B, T] or [T]; 0 to T - 1 where it is not given, and T is at most max_position_embeddings.
             head_mask: [heads] or [layers, heads], a factor for each head's attention probabilities.
             output_attentions, output_hidden_states, return_dict: as the configuration says where they are not given.
+            keep_padding: whether padded tokens go through the layers too, see `padding`. They do anyhow where one of
+                the first two before is asked for.
 
-        Returns: last_hidden_state [B, T, H], pooler_output [B, H] or None, and what was asked for of hidden_states
-        (layers + 1 times [B, T, H]) and attentions (for each layer [B, heads, T, T]). Without `return_dict` the same as
-        a tuple.
+        Returns: last_hidden_state [B, T, H], on the CPU zeros for padded tokens unless they are kept, pooler_output [B,
+        H] or None, and what was asked for of hidden_states (layers + 1 times [B, T, H]) and attentions (for each layer
+        [B, heads, T, T]). Without `return_dict` the same as a tuple.
 
         Raises: ValueError for inputs of the wrong shape, both or neither of input_ids and inputs_embeds, too long
         sequences; TypeError for ids that are not integers and for unknown keywords.
@@ -223,6 +226,10 @@ class MobileBertModel(MobileBertPreTrainedModel):
         drops = self.training and (self.config.hidden_dropout_prob or self.config.attention_probs_dropout_prob)
         states: list[Tensor] | None = [] if options["output_hidden_states"] else None
         attentions: list[Tensor] | None = [] if options["output_attentions"] else None
+        keep = options["keep_padding"] or states is not None or attentions is not None
+        left = removable(self, mask, keep=keep)
+        if left is not None:
+            h, mask = left.take(h), mask._replace(real=left)
         h = self.encoder(
             h,
             mask,
@@ -231,6 +238,8 @@ class MobileBertModel(MobileBertPreTrainedModel):
             states,
             attentions,
         )
+        if left is not None:
+            h = left.put_back(h)
         output = BaseModelOutputWithPooling(
             last_hidden_state=h,
             pooler_output=None if self.pooler is None else self.pooler(first_tokens(h, real)),
@@ -243,7 +252,8 @@ class MobileBertModel(MobileBertPreTrainedModel):
 def _options(model: Any, keywords: dict[str, Any]) -> dict[str, Any]:
     """The arguments that transformers has no names for in `forward`; what is not given is as the configuration says.
     Raises TypeError for a keyword that is none of them."""
-    options = {"head_mask": None, "output_attentions": None, "output_hidden_states": None, "return_dict": None}
+    names = ("head_mask", "keep_padding", "output_attentions", "output_hidden_states", "return_dict")
+    options: dict[str, Any] = dict.fromkeys(names)
     for name, value in keywords.items():
         if name in options:
             options[name] = value
@@ -266,7 +276,6 @@ class MobileBertHead(tasks.Family, MobileBertPreTrainedModel):
     language_head_path = "cls.predictions"
     pretraining_output = MobileBertForPreTrainingOutput
     masked_loss_alone = False
-    removes_padding = False
 
 
 def _inputs(

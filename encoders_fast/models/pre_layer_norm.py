@@ -26,7 +26,6 @@ from ..ops import residual_layer_norm
 from .attention import Mask, attend
 from .decoding import encoder_tokens, with_earlier_tokens
 from .observers import is_layer_norm, unobserved
-from .padding import RealTokens
 from .projections import activate, project, project_together
 from .relative_positions import embedding_type, relative_scores
 
@@ -44,8 +43,6 @@ class Pass(NamedTuple):
     attentions: list[Tensor] | None
     """Where each layer leaves its probabilities, if they are asked for."""
     cross_attentions: list[Tensor] | None
-    real: RealTokens | None = None
-    """Which tokens the layers see, where padding was taken out."""
 
     def drawn_for(self, layer: int, site: int) -> Tensor | None:
         return None if self.rng_state is None else _dropout.at(self.rng_state, layer, site)
@@ -130,7 +127,6 @@ class PreLayerNormSelfAttention(nn.Module):
             bias=bias,
             rng_state=shared.drawn_for(self.layer, site),
             output_attentions=asked is not None,
-            real=shared.real,
         )
         if asked is not None and probabilities is not None:
             asked.append(probabilities)

@@ -80,7 +80,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """A small configuration of each family: none of its sizes equal where they could be confused."""
 
-LEAVES_PADDING_OUT = ("BigBird", "RobertaPreLayerNorm", "XLMRobertaXL")
+LEAVES_PADDING_OUT = ("BigBird", "MobileBert", "RobertaPreLayerNorm", "XLMRobertaXL")
 
 NAMES = [name for names in ours.FAMILIES.values() for name in names]
 MODELS = [name for name in NAMES if not name.endswith(("Config", "Output", "PreTrainedModel"))]

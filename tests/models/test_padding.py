@@ -5,6 +5,7 @@ import torch
 
 import encoders_fast.models as ours
 from encoders_fast.models.big_bird_layers import BigBirdLayer
+from encoders_fast.models.mobilebert_layer import MobileBertLayer
 from encoders_fast.models.padding import RealTokens
 from encoders_fast.models.roberta_prelayernorm import RobertaPreLayerNormLayer
 from encoders_fast.models.xlm_roberta_xl import XLMRobertaXLLayer
@@ -35,7 +36,7 @@ def rows_seen(monkeypatch):
 
         monkeypatch.setattr(kind, "forward", watched)
 
-    for layer in (BigBirdLayer, RobertaPreLayerNormLayer, XLMRobertaXLLayer):
+    for layer in (BigBirdLayer, MobileBertLayer, RobertaPreLayerNormLayer, XLMRobertaXLLayer):
         watch(layer)
     return seen
 
@@ -96,10 +97,10 @@ def test_losses_and_gradients_are_those_of_all_tokens(name, options):
     for (key, p), q, r in zip(model.named_parameters(), stock.parameters(), wide.parameters(), strict=True):
         if r.grad is not None and r.grad.norm() > 1e-6:  # softmax hides the keys' bias
             assert p.grad is not None, key
-            assert_as_good_as(p.grad, q.grad, r.grad, factor=4)
+            assert_as_good_as(p.grad, q.grad, r.grad, factor=8)  # see test_attention.py
 
 
-@pytest.mark.parametrize("name", ["BigBirdForMaskedLM", "RobertaPreLayerNormForMaskedLM", "XLMRobertaXLForMaskedLM"])
+@pytest.mark.parametrize("name", [f"{family}ForMaskedLM" for family in LEAVES_PADDING_OUT])
 def test_training_without_padding(name, rows_seen):
     stock, model = models(name)
     inputs, mask = padded(name, stock, labels=True)
@@ -112,7 +113,7 @@ def test_training_without_padding(name, rows_seen):
     for (key, p), q, r in zip(model.named_parameters(), stock.parameters(), wide.parameters(), strict=True):
         if r.grad is not None and r.grad.norm() > 1e-6:
             assert p.grad is not None, key
-            assert_as_good_as(p.grad, q.grad, r.grad, factor=4)
+            assert_as_good_as(p.grad, q.grad, r.grad, factor=8)  # see test_attention.py
 
 
 @each_backbone
