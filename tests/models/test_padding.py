@@ -9,7 +9,7 @@ from encoders_fast.models.mobilebert_layer import MobileBertLayer
 from encoders_fast.models.padding import RealTokens
 from encoders_fast.models.roberta_prelayernorm import RobertaPreLayerNormLayer
 from encoders_fast.models.xlm_roberta_xl import XLMRobertaXLLayer
-from tests.closeness import assert_as_good_as
+from tests.closeness import assert_as_good_as, relative_error
 from tests.models.model_cases import LEAVES_PADDING_OUT, MODELS, assert_outputs_as_good, batch, exact, family, pair
 
 SPARSE = {"attention_type": "block_sparse", "block_size": 2, "num_random_blocks": 1}
@@ -94,10 +94,10 @@ def test_losses_and_gradients_are_those_of_all_tokens(name, options):
     for output in outputs:
         output.loss.backward()
     assert abs(outputs[0].loss - outputs[2].loss) <= 2 * abs(outputs[1].loss - outputs[2].loss) + 1e-5
-    for (key, p), q, r in zip(model.named_parameters(), stock.parameters(), wide.parameters(), strict=True):
+    for (key, p), r in zip(model.named_parameters(), wide.parameters(), strict=True):
         if r.grad is not None and r.grad.norm() > 1e-6:  # softmax hides the keys' bias
             assert p.grad is not None, key
-            assert_as_good_as(p.grad, q.grad, r.grad, factor=8)  # see test_attention.py
+            assert relative_error(p.grad, r.grad) < 1e-4, key  # of wrong tokens it is near 1
 
 
 @pytest.mark.parametrize("name", [f"{family}ForMaskedLM" for family in LEAVES_PADDING_OUT])
@@ -110,10 +110,10 @@ def test_training_without_padding(name, rows_seen):
     assert rows_seen == [int(mask.sum())] * 2
     for output in outputs:
         output.loss.backward()
-    for (key, p), q, r in zip(model.named_parameters(), stock.parameters(), wide.parameters(), strict=True):
+    for (key, p), r in zip(model.named_parameters(), wide.parameters(), strict=True):
         if r.grad is not None and r.grad.norm() > 1e-6:
             assert p.grad is not None, key
-            assert_as_good_as(p.grad, q.grad, r.grad, factor=8)  # see test_attention.py
+            assert relative_error(p.grad, r.grad) < 1e-4, key  # of wrong tokens it is near 1
 
 
 @each_backbone
