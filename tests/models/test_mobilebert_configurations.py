@@ -69,7 +69,7 @@ def test_query_and_key_of_the_wide_stream(normalization):
     """transformers builds query and key for the narrow stream, feeds them the wide one and raises. Given the width
     that they are fed, it computes what Google's own code does, and so do we."""
     options = {"key_query_shared_bottleneck": False, "normalization_type": normalization}
-    # The pooler's tanh is saturated: its error is that of a few numbers, from 0.1 to 6 times plain PyTorch's by the seed.
+    # The pooler's tanh is saturated: its error is a few numbers', by the seed from 0.1 to 6 times plain PyTorch's.
     options |= {"classifier_activation": False}
     stock = transformers.MobileBertModel(config("MobileBertModel", transformers, **options))
     model = ours.MobileBertModel(config("MobileBertModel", **options)).eval()
