@@ -90,9 +90,9 @@ def key_of(device: torch.device, dtypes: tuple[torch.dtype, ...], widths: tuple[
 def choose(
     op: str, backend: str | None, device: torch.device, dtypes: tuple[torch.dtype, ...], widths: tuple[int, ...]
 ) -> Backend:
-    """The backend for a call: the one named `backend`, or where that is None the first that can run it.
+    """The backend for a call: the one named `backend` if the op has it, else the first that can run the call.
 
-    Raises NotImplementedError, with every backend's sentence, where none can.
+    Raises NotImplementedError, with every backend's sentence, where none can, or where no op has one of that name.
     """
     call = (op, backend, device, dtypes, widths)
     row = _chosen.get(call)
@@ -104,12 +104,9 @@ def choose(
 
 
 def _first_without_refusal(op: str, backend: str | None, key: Key) -> Backend:
-    rows = _tables[op].rows
-    if backend is not None:
-        rows = [row for row in rows if row.name == backend]
-        if not rows:
-            known = ", ".join(row.name for row in _tables[op].rows)
-            raise NotImplementedError(f"{op}: there is no backend {backend!r}; it has {known}")
+    if backend is not None and backend not in _names():
+        raise NotImplementedError(f"{op}: there is no backend {backend!r}; there are {', '.join(sorted(_names()))}")
+    rows = [row for row in _tables[op].rows if row.name == backend] or _tables[op].rows
     refusals = {}
     for row in rows:
         why = row.why_not(key)
@@ -117,6 +114,10 @@ def _first_without_refusal(op: str, backend: str | None, key: Key) -> Backend:
             return row
         refusals[row.name] = why
     raise NotImplementedError(str(Explanation(op, None, refusals)))
+
+
+def _names() -> set[str]:
+    return {row.name for table in _tables.values() for row in table.rows}
 
 
 def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
@@ -131,7 +132,7 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     key = key_of(*_tables[name].statics(*args, **kwargs))
     refusals = {row.name: why for row in _tables[name].rows if (why := row.why_not(key)) is not None}
     able = [row.name for row in _tables[name].rows if row.name not in refusals]
-    if _forced is not None:
+    if any(row.name == _forced for row in _tables[name].rows):
         able = [_forced] if _forced in able else []
     return Explanation(name, able[0] if able else None, refusals)
 
@@ -143,16 +144,15 @@ def forced() -> str | None:
 
 @contextlib.contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Run every op on the backend called `name`, forward and, for graphs built inside, backward too.
+    """Run every op that has a backend called `name` on it, forward and, for graphs built inside, backward too.
 
-    A call that this backend cannot run raises NotImplementedError with the reason; nothing falls back silently. None
-    lifts an outer choice. Holds for the whole process, like torch's own switches. Raises ValueError for a name that no
-    op knows.
+    A call that this backend cannot run raises NotImplementedError with the reason; nothing falls back silently. An op
+    without a backend of that name runs as ever. None lifts an outer choice. Holds for the whole process, like torch's
+    own switches. Raises ValueError for a name that no op knows.
     """
     global _forced
-    known = {row.name for table in _tables.values() for row in table.rows}
-    if name is not None and name not in known:
-        raise ValueError(f"no op has a backend {name!r}; there are {', '.join(sorted(known))}")
+    if name is not None and name not in _names():
+        raise ValueError(f"no op has a backend {name!r}; there are {', '.join(sorted(_names()))}")
     request: list[str | None] = [name]
     _requests.append(request)
     _forced = name

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import _dropout
 from ..ops import residual_layer_norm
+from ..ops.residual_layer_norm import onnx as _onnx  # noqa: F401  torch.onnx.export finds the op's ONNX form
 from .observers import is_layer_norm, unobserved
 from .projections import project
 

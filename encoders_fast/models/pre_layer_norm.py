@@ -23,6 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import _dropout
 from ..ops import residual_layer_norm
+from ..ops.residual_layer_norm import onnx as _onnx  # noqa: F401  torch.onnx.export finds the op's ONNX form
 from .attention import Mask, attend
 from .decoding import encoder_tokens, with_earlier_tokens
 from .observers import is_layer_norm, unobserved

@@ -28,6 +28,10 @@ def _explained(dtype):
     }
 
 
+def _own(calls):
+    return [call for call in calls if call[0] in (ATTENTION, NORM)]
+
+
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_backend_of_each_layer(dtype, train):
@@ -38,11 +42,11 @@ def test_backend_of_each_layer(dtype, train):
     with record() as calls, torch.set_grad_enabled(train):
         loss = model.train(train)(**inputs).loss
     layer = [chosen[ATTENTION], chosen[NORM], chosen[NORM]]
-    assert calls == layer * 3
+    assert _own(calls) == layer * 3
     if train:
         with record() as calls:
             loss.backward()
-        assert calls == layer[::-1] * 3
+        assert _own(calls) == layer[::-1] * 3
 
 
 def test_short_input_has_full_attention():
@@ -73,7 +77,7 @@ def test_forced_backend(name, train):
         with record() as calls:
             h = model(**inputs).last_hidden_state
             h.square().mean().backward()
-    assert {backend for _, backend in calls} == {name}
+    assert {backend for _, backend in _own(calls)} == {name}
     with encoders_fast.use_backend("reference"), torch.no_grad():
         torch.testing.assert_close(h, model(**inputs).last_hidden_state, rtol=1e-4, atol=1e-4)
 

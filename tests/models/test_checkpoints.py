@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import encoders_fast.models as ours
-from tests.models.model_cases import MODELS, batch, config, family, pair, randomize, tensors
+from tests.models.model_cases import LEAVES_PADDING_OUT, MODELS, batch, config, family, pair, randomize, tensors
 
 LANGUAGE_MODELS = [name for name in MODELS if name.endswith(("MaskedLM", "PreTraining", "CausalLM"))]
 
@@ -23,6 +23,8 @@ def _language_head(model):
 
 
 def _load(library, name, folder, **options):
+    if library is ours and family(name) in LEAVES_PADDING_OUT:
+        options = {"keep_padding": True, **options}
     model, report = getattr(library, name).from_pretrained(folder, output_loading_info=True, **options)
     assert not report["missing_keys"], report
     assert not report["unexpected_keys"], report

@@ -19,6 +19,10 @@ def _first_able(dtype):
     return encoders_fast.explain(OP, x, weight, weight).chosen
 
 
+def _own(calls):
+    return [call for call in calls if call[0] == OP]
+
+
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_backend_of_each_layer(dtype, train):
@@ -27,11 +31,11 @@ def test_backend_of_each_layer(dtype, train):
     with record() as calls, torch.set_grad_enabled(train):
         loss = model.train(train)(**inputs).loss
     expected = (OP, _first_able(dtype))
-    assert calls == [expected] * 3
+    assert _own(calls) == [expected] * 3
     if train:
         with record() as calls:
             loss.backward()
-        assert calls == [expected] * 3
+        assert _own(calls) == [expected] * 3
 
 
 def test_native_kernel_runs_where_it_was_built():
@@ -59,7 +63,7 @@ def test_forced_backend(name):
         with record() as calls:
             h = model(**inputs).last_hidden_state
             h.square().mean().backward()
-    assert {backend for _, backend in calls} == {name}
+    assert {backend for _, backend in _own(calls)} == {name}
     with encoders_fast.use_backend("reference"), torch.no_grad():
         torch.testing.assert_close(h, model(**inputs).last_hidden_state, rtol=1e-4, atol=1e-4)
 

@@ -30,9 +30,10 @@ def input_why_not(key: Key) -> str | None:
 
 
 def ffn_why_not(key: Key) -> str | None:
-    if key.widths[3] == 0:
+    why = input_why_not(key)
+    if why is None and key.widths[3] == 0:
         return "takes feed-forward blocks of one width; these differ"
-    return input_why_not(key)
+    return why
 
 
 def _panels(*weights: Tensor) -> Tensor:
