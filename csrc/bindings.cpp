@@ -39,14 +39,13 @@ STABLE_TORCH_LIBRARY(encoders_fast_native, library) {
       " float dropout_p, Tensor? rng_state) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)");
 
   // Why brgemm cannot run, or nothing; weights [N, K] in its order, and a number made of some of their elements; act(x W^T +
-  // bias) + residual for x [M, K] and each weight, which are packed on the way without `packed`, and with `keep` what the
-  // activation was taken of.
+  // bias) + residual for x [M, K] and each weight, which are packed on the way without `packed`.
   library.def("packed_linear_missing(bool bfloat16) -> str");
   library.def("packed_linear_pack(Tensor[] weights) -> Tensor");
   library.def("packed_linear_sample(Tensor[] weights) -> int");
   library.def(
-      "packed_linear(Tensor x, Tensor? packed, Tensor[] weights, Tensor?[] biases, int activation, Tensor? residual,"
-      " bool keep) -> Tensor[]");
+      "packed_linear(Tensor x, Tensor? packed, Tensor[] weights, Tensor?[] biases, int activation, Tensor? residual)"
+      " -> Tensor[]");
   // The sum of dz_i W_i; dz_i^T x for every i, and with `bias` the sums of dz_i's columns behind them.
   library.def("packed_linear_input_gradient(Tensor[] dz, Tensor[] weights) -> Tensor");
   library.def("packed_linear_weight_gradients(Tensor[] dz, Tensor x, bool bias) -> Tensor[]");

@@ -51,10 +51,10 @@ Tensor pack(const std::vector<Tensor>& weights_) {
   return packed;
 }
 
-// x [M, K] -> [M, N] for each weight [N, K]; with `keep`, which takes one weight, what the activation is taken of comes behind.
+// x [M, K] -> [M, N] for each weight [N, K].
 std::vector<Tensor> linear(const Tensor& x_, const std::optional<Tensor>& packed, const std::vector<Tensor>& weights_,
                            const std::vector<std::optional<Tensor>>& biases, int64_t activation,
-                           const std::optional<Tensor>& residual_, bool keep) {
+                           const std::optional<Tensor>& residual_) {
   const Tensor x = rows_of(x_), residual = residual_ ? dense(*residual_) : x;
   const int64_t M = x.size(0), K = x.size(1);
   const Storage storage = storage_of(x, "packed_linear");
@@ -72,11 +72,7 @@ std::vector<Tensor> linear(const Tensor& x_, const std::optional<Tensor>& packed
     }
     results.push_back(new_matrix(x, M, N));
     outputs.push_back({N, bias.data(), residual_ ? bytes_in(residual) : nullptr,
-                       static_cast<char*>(results.back().mutable_data_ptr()), nullptr});
-  }
-  if (keep) {
-    results.push_back(new_matrix(x, M, weights_[0].size(0)));
-    outputs[0].z = static_cast<char*>(results.back().mutable_data_ptr());
+                       static_cast<char*>(results.back().mutable_data_ptr())});
   }
   const Product product = {storage, M, {{bytes_in(x), x.stride(0), K}}, outputs, packed ? bytes_in(*packed) : nullptr,
                            [&](int64_t panel, char* to) { weights->pack(panel, to); },
@@ -108,7 +104,7 @@ Tensor input_gradient(const std::vector<Tensor>& dzs_, const std::vector<Tensor>
   };
   Tensor dx = new_matrix(weights_[0], M, K);
   const std::vector<float> no_bias(panels_of(K) * tile_columns);
-  const Output output = {K, no_bias.data(), nullptr, static_cast<char*>(dx.mutable_data_ptr()), nullptr};
+  const Output output = {K, no_bias.data(), nullptr, static_cast<char*>(dx.mutable_data_ptr())};
   Product{storage, M, factors, {output}, nullptr, pack, EF_SELECT(finish)(storage, Activation::none)}.run(dx);
   return dx;
 }

@@ -11,13 +11,12 @@ namespace encoders_fast::packed_linear {
 // Columns of a tile, and of a panel of a packed matrix.
 constexpr int64_t tile_columns = 64;
 
-// y = act(sums + bias) + residual for one tile: sums [rows][tile_columns]; y, residual and z with `stride` from row to row.
+// y = act(sums + bias) + residual for one tile: sums [rows][tile_columns]; y and residual with `stride` from row to row.
 struct Tile {
   const float* sums;
   const float* bias;  // [tile_columns]
   const void* residual;  // null without
   void* y;
-  void* z;  // what the activation is taken of, for its gradient; null where nobody asked
   int64_t stride, rows, columns;
 };
 

@@ -72,8 +72,8 @@ void Product::tile(Rows rows, const Output& output, int64_t column, const char* 
   }
   const int64_t at = (rows.wanted * output.columns + column) * bytes;
   finish({sums + (rows.wanted - rows.first) * tile_columns, output.bias + column,
-          output.residual ? output.residual + at : nullptr, output.y + at, output.z ? output.z + at : nullptr,
-          output.columns, rows.first + rows.count - rows.wanted, std::min(tile_columns, output.columns - column)});
+          output.residual ? output.residual + at : nullptr, output.y + at, output.columns,
+          rows.first + rows.count - rows.wanted, std::min(tile_columns, output.columns - column)});
 }
 
 void Product::run(const torch::stable::Tensor& like) const {

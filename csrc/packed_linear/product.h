@@ -22,9 +22,10 @@ inline const char* bytes_in(const torch::stable::Tensor& tensor) {
   return static_cast<const char*>(tensor.const_data_ptr());
 }
 
-// [M, N] whose rows are dense, any distance apart.
+// [M, N] whose rows are dense, any distance apart that brgemm's addresses of 32 bits reach over 64 rows.
 inline torch::stable::Tensor rows_of(const torch::stable::Tensor& matrix) {
-  const bool dense_rows = (matrix.stride(1) == 1 || matrix.size(1) == 1) && matrix.stride(0) >= matrix.size(1);
+  const bool dense_rows = (matrix.stride(1) == 1 || matrix.size(1) == 1) && matrix.stride(0) >= matrix.size(1) &&
+                          matrix.stride(0) < 1 << 22;
   return dense_rows ? matrix : torch::stable::contiguous(matrix);
 }
 
@@ -54,7 +55,7 @@ struct Output {
   int64_t columns;
   const float* bias;  // [panels * 64]
   const char* residual;
-  char *y, *z;
+  char* y;
 };
 
 // y = act(sum over factors + bias) + residual for every output. The panels of all outputs, one after the other, are in

@@ -94,7 +94,7 @@ void Gradients::run(const Tensor& like) const {
                                                        row > 0, turned + strip * part, packed + panel * part, to, pairs());
           if (row + step < M) continue;
           const Strip& rows_of_weight = strips[first + strip];
-          finish({to, no_bias.data(), nullptr, rows_of_weight.dweight + panel * tile_columns * bytes_of(storage), nullptr, K,
+          finish({to, no_bias.data(), nullptr, rows_of_weight.dweight + panel * tile_columns * bytes_of(storage), K,
                   rows_of_weight.columns, std::min(tile_columns, K - panel * tile_columns)});
         }
         brgemm_release(pairs());

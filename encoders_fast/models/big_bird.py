@@ -264,8 +264,7 @@ class BigBirdForQuestionAnswering(tasks.Task, BigBirdHead):
             "output_hidden_states": output_hidden_states,
             **kwargs,
         }
-        # The loss compares a position with all others, padded ones too.
-        encoded = self.encode(inputs, keep_padding=start_positions is not None and end_positions is not None)
+        encoded = self.encode(inputs, keep_padding=True)  # a softmax over positions is one over padded ones too
         logits = self.qa_classifier(encoded.last_hidden_state)
         if question is not None:
             # In float32 at least: float16 has no 1e6.

@@ -161,7 +161,7 @@ class BigBirdModel(BigBirdPreTrainedModel):
             states = []
         h = self.embeddings(input_ids, token_type_ids, positions, inputs_embeds)
         keep = keep_padding or states is not None or shared.attentions is not None
-        real = removable(self, shared.mask, keep=keep)
+        real = removable(self, shared.mask, h, keep=keep)
         if real is not None:
             h, shared = real.take(h), shared._replace(mask=shared.mask._replace(real=real))
         h = self.encoder(h, encoder_hidden_states, factors, shared, states)

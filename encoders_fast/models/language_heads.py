@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .activations import activation
-from .projections import activate, overwritable, project
+from .projections import activate, overwritable, project_words
 from .wide import LayerNorm, Linear
 
 
@@ -74,7 +74,7 @@ class BertLanguageHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, h: Tensor) -> Tensor:
-        return project(self.decoder, self.transform(h))
+        return project_words(self.decoder, self.transform(h))
 
 
 _GELU = nn.GELU()
@@ -92,4 +92,4 @@ class RobertaLanguageHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, h: Tensor) -> Tensor:
-        return project(self.decoder, self.layer_norm(activate(_GELU, self.dense, h)))
+        return project_words(self.decoder, self.layer_norm(activate(_GELU, self.dense, h)))

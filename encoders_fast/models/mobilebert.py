@@ -227,7 +227,7 @@ class MobileBertModel(MobileBertPreTrainedModel):
         states: list[Tensor] | None = [] if options["output_hidden_states"] else None
         attentions: list[Tensor] | None = [] if options["output_attentions"] else None
         keep = options["keep_padding"] or states is not None or attentions is not None
-        left = removable(self, mask, keep=keep)
+        left = removable(self, mask, h, keep=keep)
         if left is not None:
             h, mask = left.take(h), mask._replace(real=left)
         h = self.encoder(

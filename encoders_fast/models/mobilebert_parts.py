@@ -68,10 +68,11 @@ class Parts:
         blocks = layer.blocks()
         self.from_bottleneck = bottleneck is not None and bottleneck.use_bottleneck_attention
         self.dropout: Any = layer.output.dropout if end is None else end.dropout
-        self.activations = [block.intermediate.intermediate_act_fn for block in blocks]
-        names = {op_activation(function) for function in self.activations}
-        self.activation: Any = names.pop() if len(names) == 1 else None
-        """The op's name for the activation function of all blocks; None where it has none."""
+        self.intermediates = [block.intermediate for block in blocks]
+        self.activation: Any = None
+        """The op's name for the activation function of all blocks; None where it has none. As of the last look."""
+        self.signature: Any = None
+        """Shapes and dtypes that the ops can take."""
         self.input_linears: list[Any] = [own.query, own.key, own.value]
         self.input_norms: list[Any] = []
         if bottleneck is not None:
@@ -92,7 +93,7 @@ class Parts:
             self.siblings, self.names, self.placed = map(list, zip(*places, strict=True))
         self.kinds = list(map(type, self.modules))
         used = self.input_linears + self.ffn_linears + self.input_norms + self.ffn_norms
-        self.known = set(self.kinds) <= layer.plain | _PLAIN | set(map(type, self.activations)) and all(
+        self.known = set(self.kinds) <= layer.plain | _PLAIN | set(map(type, self.activations())) and all(
             len(getattr(module, "normalized_shape", "1")) == 1 for module in used
         )
 
@@ -100,9 +101,14 @@ class Parts:
         """Whether all modules are still where they were found. A layer's copy on another device has others."""
         return layer is self.layer and all(map(is_, map(dict.get, self.siblings, self.names), self.placed))
 
+    def activations(self) -> list[Any]:
+        return [intermediate.intermediate_act_fn for intermediate in self.intermediates]
+
     def parameters(self) -> tuple[Parameters, Parameters] | None:
         """bottleneck_input's and bottleneck_ffn's. None where somebody would notice that the work of these modules is
         done by ops, or where the ops cannot do it."""
+        names = {op_activation(function) for function in self.activations()}
+        self.activation = names.pop() if len(names) == 1 else None
         if not (
             self.known
             and self.activation is not None
@@ -111,8 +117,15 @@ class Parts:
         ):
             return None
         found = _parameters(self.input_linears, self.input_norms), _parameters(self.ffn_linears, self.ffn_norms)
-        types = {type(tensor) for parameters in found for tensors in parameters[:3] for tensor in tensors}
-        return found if types <= _PLAIN_TENSORS else None
+        tensors = [tensor for parameters in found for tensors in parameters[:3] for tensor in tensors]
+        if not set(map(type, tensors)) <= _PLAIN_TENSORS:
+            return None
+        signature = [(tensor.shape, tensor.dtype) for tensor in tensors]
+        if signature != self.signature:
+            if not _match(*found, self.from_bottleneck):
+                return None
+            self.signature = signature
+        return found
 
     def _bare(self) -> bool:
         """Whether no module has any hook or a forward of its own: then nothing of it has to be looked at."""
@@ -127,14 +140,15 @@ class Parts:
         if self.parameters() is not None:
             return None
         for name, module in self.layer.named_modules():
-            if name and type(module) not in self.layer.plain | _PLAIN | set(map(type, self.activations)):
+            if name and type(module) not in self.layer.plain | _PLAIN | set(map(type, self.activations())):
                 return f"{name} is a {type(module).__module__}.{type(module).__qualname__}"
             if name and not unobserved(module):
                 return f"{name} has hooks, or another forward, which want to see it called"
         if self.activation is None:
-            return f"the op bottleneck_ffn has no {self.activations[0]!r}"
+            return f"the op bottleneck_ffn has no {self.activations()[0]!r}"
         return (
-            "a Linear or a norm has other parameters than a weight and a bias for the last dimension, as plain tensors"
+            "a Linear or a norm has other parameters than a weight and a bias for the last dimension, as plain tensors,"
+            " or they do not go together"
         )
 
 
@@ -156,6 +170,31 @@ def _parameters(linears: list[Any], norms: list[Any]) -> Parameters:
         [_tensor(linear, "bias") for linear in linears],
         [_tensor(norm, name) for norm in norms for name in ("weight", "bias")],
         [-1.0 if each is None else each for each in eps],
+    )
+
+
+def _match(before: Parameters, behind: Parameters, from_bottleneck: bool) -> bool:
+    """Whether widths and dtypes go together: the ops called in this way do not check them."""
+    query, *_ = before.matrices
+    bottlenecks = before.matrices[3:]
+    output, *rest = behind.matrices
+    blocks, end = rest[: len(rest) // 2 * 2], rest[len(rest) // 2 * 2 :]
+    A, H = query.shape[0], bottlenecks[0].shape[1] if bottlenecks else query.shape[1]
+    D = bottlenecks[0].shape[0] if bottlenecks else H
+    of_query = D if from_bottleneck else bottlenecks[1].shape[0] if len(bottlenecks) == 2 else H
+    wanted = [(A, of_query), (A, of_query), (A, D if from_bottleneck else H)]
+    wanted += [(each.shape[0], H) for each in bottlenecks] + [(D, A)]
+    for first, _ in zip(blocks[::2], blocks[1::2], strict=True):
+        wanted += [(first.shape[0], D), (D, first.shape[0])]
+    wanted += [(H, D) for _ in end]
+    matrices = before.matrices + behind.matrices
+    normed = [*bottlenecks, output, *blocks[1::2], *end]
+    norms = before.norms + behind.norms
+    return (
+        [tuple(matrix.shape) for matrix in matrices] == wanted
+        and [bias.shape for bias in before.biases + behind.biases] == [matrix.shape[:1] for matrix in matrices]
+        and [norm.shape for norm in norms] == [matrix.shape[:1] for matrix in normed for _ in range(2)]
+        and len({matrix.dtype for matrix in matrices}) == 1
     )
 
 

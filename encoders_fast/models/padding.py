@@ -41,7 +41,7 @@ class RealTokens:
         return self.put_back(x.transpose(1, 2).flatten(2)).unflatten(-1, (H, -1)).transpose(1, 2)
 
 
-def removable(model: Any, mask: Mask, *, keep: bool) -> RealTokens | None:
+def removable(model: Any, mask: Mask, h: Tensor, *, keep: bool) -> RealTokens | None:
     """The real tokens, where their layers may see them alone: `mask` tells which they are, some are not, every
     sequence begins with one, as poolers read the first, and no hook in the model's encoder sees the batch's shape.
 
@@ -49,6 +49,8 @@ def removable(model: Any, mask: Mask, *, keep: bool) -> RealTokens | None:
     """
     real = mask.keys
     if keep or getattr(model.config, "keep_padding", False) or real is None or mask.first_query is not None:
+        return None
+    if real.shape != h.shape[:2]:  # a cache's tokens come before these
         return None
     if not readable(real) or real.float().mean() > 1 - _WORTH or not real[:, 0].all():
         return None
@@ -60,4 +62,7 @@ def counts_padding(labels: Tensor | None, inputs: dict[str, Any]) -> bool:
     mask = inputs.get("attention_mask")
     if labels is None or mask is None or mask.dim() != 2 or not readable(labels) or not readable(mask):
         return False
-    return bool(((labels.view(labels.numel() // mask.shape[1], -1) != -100) & (mask == 0)).any())
+    if labels.numel() == 0 or mask.numel() == 0 or labels.numel() % mask.shape[1] != 0:
+        return False  # the model will say what is wrong
+    labels = labels.reshape(-1, mask.shape[1])
+    return mask.shape[0] in (1, labels.shape[0]) and bool(((labels != -100) & (mask == 0)).any())

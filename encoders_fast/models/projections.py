@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import packed_linear, packed_linears
+from ..ops.packed_linear.native import LARGE
 from .observers import plain, unobserved
 
+_FORWARD = nn.Linear.forward  # somebody may put another in its place
 _DTYPES = (torch.float32, torch.bfloat16)  # of the backends that pack; they run on the CPU
 _NAMES = {nn.ReLU: "relu", nn.SiLU: "silu"}
 
@@ -19,6 +21,12 @@ _NAMES = {nn.ReLU: "relu", nn.SiLU: "silu"}
 def project(linear: nn.Module, x: Tensor) -> Tensor:
     """linear(x)."""
     return packed_linear(x, linear.weight, linear.bias) if _packs(linear, x) else linear(x)
+
+
+def project_words(linear: Any, h: Tensor) -> Tensor:
+    """linear(h) of a vocabulary. Its rows are changed one by one, which a packed form might miss, and no packed form of a
+    large weight is kept."""
+    return project(linear, h) if linear.weight.numel() > LARGE else linear(h)
 
 
 def project_together(linears: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
@@ -57,9 +65,12 @@ def _packs(linear: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
         plain(x)
         and plain(weight)
         and plain(bias)
+        and nn.Linear.forward is _FORWARD
         and weight.dtype == x.dtype
         and weight.device == x.device
-        and weight.shape[1] == x.shape[-1]  # else torch says what is wrong
+        and weight.layout == x.layout == torch.strided
+        and x.shape[-1] == weight.shape[1] > 0 < weight.shape[0]  # else torch does what it does, or says what is wrong
+        and (bias is None or bias.shape == weight.shape[:1])
     )
 
 

@@ -209,7 +209,7 @@ class RobertaEncoderModel(RobertaPreTrainedModel):
             states = []
         h = self.embeddings(input_ids, token_type_ids, positions, inputs_embeds)
         keep = keep_padding or states is not None or shared.attentions is not None or not self.embeddings.is_absolute
-        real = removable(self, shared.mask, keep=keep)
+        real = removable(self, shared.mask, h, keep=keep)
         if real is not None:
             h, shared = real.take(h), shared._replace(mask=shared.mask._replace(real=real))
         h = self.encoder(h, self.final_norm, encoder_hidden_states, masks, shared, states)

@@ -161,7 +161,7 @@ class CausalLM(LanguageModel):
                 raise ValueError(f"with labels every logit counts: logits_to_keep must be 0; it is {logits_to_keep}")
             if not self.caches_with_labels:
                 inputs = {**inputs, "use_cache": False}
-        encoded = self.encode(inputs)
+        encoded = self.encode(inputs, keep_padding=counts_padding(labels, inputs))
         logits = self.language(kept_states(encoded.last_hidden_state, logits_to_keep))
         loss = None if labels is None else next_token_loss(logits, labels, inputs.get("num_items_in_batch"))
         names = ("past_key_values", "cross_attentions")
@@ -330,8 +330,7 @@ class QuestionAnswering(Task):
         B, _ = leading_shape(inputs)
         check_labels("start_positions", start_positions, (B,), (B, 1))
         check_labels("end_positions", end_positions, (B,), (B, 1))
-        # The loss compares a position with all others, padded ones too.
-        encoded = self.encode(inputs, keep_padding=start_positions is not None and end_positions is not None)
+        encoded = self.encode(inputs, keep_padding=True)  # a softmax over positions is one over padded ones too
         start_logits, end_logits = (
             logits.squeeze(-1).contiguous() for logits in self.qa_outputs(encoded.last_hidden_state).split(1, dim=-1)
         )

@@ -417,3 +417,18 @@ def test_verify_after_all_that():
         inputs = inputs_of(name, model)
         model.train()(**inputs)[0].sum().backward()
         assert verify(model, **inputs).worst < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of a module that it will move
+@pytest.mark.parametrize("first", [True, False], ids=["quantized first", "accelerated first"])
+@pytest.mark.parametrize("name", ["RobertaPreLayerNormModel", "XLMRobertaXLModel"])
+@torch.no_grad()
+def test_quantized_dynamically(name, first):
+    """Such a layer's `weight` is a method."""
+    plain, model = live(name), live(name)
+    inputs = inputs_of(name, plain)
+    steps = [lambda m: torch.ao.quantization.quantize_dynamic(m, {torch.nn.Linear}, inplace=True), accelerate]
+    for step in steps if first else steps[::-1]:
+        model = step(model)
+    steps[0](plain)
+    torch.testing.assert_close(model(**inputs)[0], plain(**inputs)[0], rtol=1e-3, atol=1e-3)

@@ -302,3 +302,33 @@ def test_a_training_step_keeps_less():
         del held
     stock, mine = kept
     assert mine < 0.3 * stock
+
+
+@pytest.mark.parametrize("where", ["attention.output.dense", "attention.self.query", "ffn.0.intermediate.dense"])
+@torch.no_grad()
+def test_parameters_that_do_not_go_together_are_torchs_business(where):
+    """One matrix in another dtype, or of another width: its numbers, or its error."""
+    _, model = pair("MobileBertModel")
+    inputs = batch("MobileBertModel", model.config)
+    model(**inputs)
+    linear = model.encoder.layer[0].get_submodule(where)
+    linear.to(torch.bfloat16)
+    found = model(**inputs).last_hidden_state
+    with encoders_fast.use_backend("reference"):
+        torch.testing.assert_close(found, model(**inputs).last_hidden_state, rtol=1e-4, atol=1e-4)
+    linear.to(torch.float32)
+    linear.weight = torch.nn.Parameter(linear.weight[:-1])
+    with pytest.raises(RuntimeError):
+        model(**inputs)
+
+
+@torch.no_grad()
+def test_an_activation_that_changes_is_seen():
+    _, model = pair("MobileBertModel", hidden_act="gelu")
+    inputs = batch("MobileBertModel", model.config)
+    model(**inputs)
+    for module in model.modules():
+        if isinstance(module, torch.nn.GELU):
+            module.approximate = "tanh"
+    _, other = pair("MobileBertModel", hidden_act="gelu_new")
+    torch.testing.assert_close(model(**inputs).last_hidden_state, other(**inputs).last_hidden_state)

@@ -74,7 +74,8 @@ def test_outputs_at_real_tokens(name, options, rows_seen):
     inputs, mask = padded(name, stock)
     mask = inputs["attention_mask"].bool()
     output = model(**inputs)
-    assert rows_seen == [int(mask.sum())] * 2
+    # A softmax over positions is one over padded ones too.
+    assert rows_seen == [mask.numel() if "QuestionAnswering" in name else int(mask.sum())] * 2
     parts = [only_real(o, mask, mask.shape) for o in (output, stock(**inputs), exact(stock)(**inputs))]
     assert_outputs_as_good(*parts)
     if name.endswith("Model"):
@@ -187,3 +188,36 @@ def test_the_option_is_saved_where_it_says_something(name, tmp_path):
     assert "keep_padding" not in kind().to_dict()
     kind(keep_padding=True).save_pretrained(tmp_path)
     assert kind.from_pretrained(tmp_path).keep_padding is True
+
+
+@pytest.mark.filterwarnings("ignore:.*is_decoder=False")
+@pytest.mark.parametrize("name", [name for name in MODELS if name.endswith("CausalLM")])
+def test_a_causal_head_on_an_encoder_counts_padding_too(name):
+    stock, model = models(name, is_decoder=False)
+    inputs, _ = padded(name, stock, labels=True)
+    losses = [m(**inputs).loss.item() for m in (model, stock, exact(stock))]
+    assert abs(losses[0] - losses[2]) <= 2 * abs(losses[1] - losses[2]) + 1e-5
+
+
+@pytest.mark.parametrize("name", ["RobertaPreLayerNormModel", "XLMRobertaXLModel"])
+@torch.no_grad()
+def test_behind_a_prefix_in_an_encoder(name, rows_seen):
+    """As prefix tuning puts it there."""
+    stock, model = models(name)
+    inputs, mask = padded(name, stock)
+    inputs["attention_mask"] = torch.cat([torch.ones(3, 2, dtype=torch.long), inputs["attention_mask"]], dim=1)
+    prefix = tuple((torch.randn(3, 4, 2, 8), torch.randn(3, 4, 2, 8)) for _ in range(2))
+    found = model(**inputs, past_key_values=prefix).last_hidden_state
+    kept = model(**inputs, past_key_values=prefix, keep_padding=True).last_hidden_state
+    assert torch.equal(found, kept)
+    assert set(rows_seen) == {mask.numel()}
+
+
+@pytest.mark.parametrize("family", LEAVES_PADDING_OUT)
+def test_a_mask_of_another_width_is_a_sentence(family):
+    _, model = models(f"{family}ForMaskedLM")
+    inputs, _ = padded(f"{family}ForMaskedLM", model, labels=True)
+    for width in (0, T + 3):
+        mask = torch.ones(3, width, dtype=torch.long)
+        with pytest.raises(ValueError, match="attention_mask"):
+            model(**{**inputs, "attention_mask": mask})

@@ -83,7 +83,8 @@ def test_calls(backend, size, dtype):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_far_out_and_of_nan(backend, activation):
     """The tails of the functions, and a NaN beside them."""
-    x = torch.cat([torch.linspace(-100, 100, 4001), torch.tensor([float("nan")])])[:, None]
+    extremes = torch.tensor([float("nan"), 1e36, -1e36])
+    x = torch.cat([torch.linspace(-100, 100, 4001), extremes])[:, None]
     weight = torch.ones(1, 1)
     needs(backend, x, weight)
     with use_backend(backend):
@@ -184,6 +185,43 @@ def test_weights_of_an_average_may_be_put_in_by_their_data(shape, dtype):
     for values in (first, second, first, first, second):
         weight.data.copy_(values)
         torch.testing.assert_close(packed_linear(x, weight), F.linear(x, values))
+
+
+def test_a_fused_optimizer_that_changes_single_rows_is_heeded():
+    """It counts nothing in torch 2.13, and the elements that are compared may all be in other rows."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(16, 3000), torch.randn(4, 16)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.5, weight_decay=0.0, fused=True)
+    layer.weight.register_hook(lambda grad: grad * (torch.arange(3000) == 77)[:, None])
+    for _ in range(3):
+        with torch.no_grad():
+            torch.testing.assert_close(packed_linear(x, layer.weight), F.linear(x, layer.weight))
+        optimizer.zero_grad()
+        F.linear(x, layer.weight).square().sum().backward()
+        optimizer.step()
+
+
+def test_weights_may_be_swapped_and_large_ones_are_not_kept():
+    weight, x = nn.Parameter(torch.randn(8, 16)), torch.randn(2, 16)
+    large = torch.randn(4097, 1024)
+    with torch.no_grad():
+        before = packed_linear(x, weight)
+        other = nn.Parameter(torch.randn(8, 16))
+        torch.utils.swap_tensors(weight, other)
+        torch.testing.assert_close(packed_linear(x, weight), F.linear(x, weight))
+        torch.testing.assert_close(packed_linear(x, other), before)
+        clear_packed()
+        rows = torch.randn(3, 1024)
+        torch.testing.assert_close(packed_linear(rows, large), F.linear(rows, large), rtol=1e-4, atol=1e-4)
+        needs("brgemm", rows, large)
+        assert packed_bytes() == 0
+
+
+def test_rows_that_are_very_far_apart():
+    """Beyond what a kernel's addresses reach."""
+    wide = torch.empty_strided((70, 16), (1 << 23, 1), dtype=torch.bfloat16).copy_(torch.randn(70, 16))
+    weight = torch.randn(5, 16).bfloat16()
+    torch.testing.assert_close(packed_linear(wide, weight), F.linear(wide.contiguous(), weight))
 
 
 def test_packed_weights_are_neither_saved_nor_copied():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_changed_between_forward_and_backward(which):
 
 
 def test_saves_no_more_than_torch():
-    def saved(call, activation, residual):
+    def saved(call, activation, residual, needed):
         x, weight, bias, r = inputs((256, 32, 64), torch.float32)
         found: dict[int, int] = {}
 
@@ -168,14 +169,67 @@ def test_saves_no_more_than_torch():
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            given = [t.requires_grad_() for t in (x, weight, bias)]
-            y = call(*given, activation, r.requires_grad_() if residual else None)
-        assert y.requires_grad
+            given = [t.requires_grad_(one) for t, one in zip((x, weight, bias), needed, strict=True)]
+            call(*given, activation, r.requires_grad_() if residual else None)
         return sum(found.values())
 
     for activation in ACTIVATIONS:
         for residual in (False, True):
-            assert saved(packed_linear, activation, residual) <= saved(plain, activation, residual)
+            for needed in product((False, True), repeat=3):
+                options = (activation, residual, needed)
+                assert saved(packed_linear, *options) <= saved(plain, *options), options
+
+
+def test_changes_that_no_gradient_minds():
+    x, weight, bias, _ = inputs((140, 24, 8), torch.float32)
+    bias.requires_grad_()
+    y = packed_linear(x, weight.clone().requires_grad_(), bias)  # x alone is needed
+    held = x.clone().requires_grad_()
+    y = packed_linear(held, weight, bias)  # the weight alone is needed
+    with torch.no_grad():
+        held.add_(1)
+    y.sum().backward()
+    torch.testing.assert_close(held.grad, weight.sum(0).expand(140, 24))
+    changed = weight.clone().requires_grad_()
+    y = packed_linear(x, changed, bias)
+    with torch.no_grad():
+        changed.add_(1)
+    y.sum().backward()
+    torch.testing.assert_close(changed.grad, x.sum(0).expand(8, 24), rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        inside = x.clone()
+    packed_linear(inside, weight, bias).sum().backward()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_first_gradient_with_a_graph_of_its_own_after_a_change_of_the_bias(activation):
+    results = []
+    for call in (packed_linear, plain):
+        x, weight, bias, _ = (t.requires_grad_() for t in inputs((140, 24, 8), torch.float32))
+        y = call(x, weight, bias, activation, None)
+        with torch.no_grad():
+            bias.add_(1)
+        results.append(torch.autograd.grad(y.sum(), (x, weight), create_graph=True))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_results_may_be_changed_in_place():
+    x, weight, bias, _ = inputs((280, 24, 8), torch.float32)
+    for shape in ((280, 24), (4, 70, 24)):
+        results = []
+        for call in (packed_linear, F.linear):
+            leaves = [t.clone().requires_grad_() for t in (x.view(shape), weight, bias)]
+            y = call(*leaves)
+            y[..., 3] = 0
+            (y * 2).square().sum().backward()
+            results.append([leaf.grad for leaf in leaves])
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        first, second = packed_linears(x.view(shape).clone().requires_grad_(), [weight, weight])
+        first[..., 0].zero_()
+        second.mul_(2)
+        torch.testing.assert_close(second[..., 0], 2 * F.linear(x.view(shape), weight)[..., 0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -216,8 +270,8 @@ def test_few_rows_are_torch_operators(monkeypatch):
     x, weight, _, _ = (t.requires_grad_() for t in inputs((1024, 16, 8), torch.bfloat16))
     needs("brgemm", x, weight)
     names = [packed_linear(x[:rows], weight).grad_fn.name() for rows in (1023, 1024)]
-    assert "PackedLinear" not in names[0]
-    assert "PackedLinear" in names[1]
+    assert "Linears" not in names[0]
+    assert "Linears" in names[1]
 
 
 def test_a_layer_learns():

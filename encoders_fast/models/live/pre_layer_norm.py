@@ -37,7 +37,8 @@ class Ahead:
         norm = following.norm_of(following.attention)
         if not is_layer_norm(norm) or not unobserved(norm):
             return None
-        return norm if norm.weight.device == layer.output.dense.weight.device else None
+        weight = layer.output.dense.weight  # of a quantized layer a method
+        return norm if norm.weight.device == getattr(weight, "device", norm.weight.device) else None
 
     def place(self, layer: Any) -> int | None:
         """None where somebody took layers out or put them in another order."""

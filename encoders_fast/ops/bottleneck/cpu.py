@@ -23,15 +23,15 @@ _TYPES = (torch.float32, torch.bfloat16)
 def input_why_not(key: Key) -> str | None:
     if key.device != "cpu":
         return f"runs on the CPU; the input is on {key.device}"
-    for name, dtype in zip(("activations are", "weights are", "biases are"), key.dtypes, strict=True):
+    for name, dtype in zip(("activations are", "weights are", "biases are"), key.dtypes, strict=False):
         if dtype not in _TYPES:
             return f"takes float32 and bfloat16; {name} {dtype}"
-    return _native.missing or _ops.packed_linear_missing(key.dtypes[1] == torch.bfloat16) or None
+    return _native.missing or _ops.packed_linear_missing(torch.bfloat16 in key.dtypes[1:2]) or None
 
 
 def ffn_why_not(key: Key) -> str | None:
     why = input_why_not(key)
-    if why is None and key.widths[3] == 0:
+    if why is None and key.widths[3:4] == (0,):
         return "takes feed-forward blocks of one width; these differ"
     return why
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ _mkldnn = torch.ops.mkldnn
 # From so many rows on panels are packed as they are used, and nothing is kept. That takes 2 to 4 per cent of the time
 # at 512 rows, 0 to 1 at 4096, 10 at 128 (K and N of 768 and 3072, two cores of a Zen 4).
 MANY_ROWS = 512
+# Nor of larger weights, in elements: vocabularies, whose single rows change, and those of XLM-RoBERTa-XL.
+LARGE = 1 << 22
 
 
 def _neither(key: Key) -> str | None:
@@ -62,12 +65,11 @@ def brgemm(
     activation: str,
     residual: Tensor | None,
     training: bool = False,
-    keep: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The outputs, and with `keep` what the activation was taken of. Nothing is stored in training: weights change."""
+    """Nothing is stored in training: weights change."""
     shape = x.shape[:-1]
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    on_the_way = training or rows.shape[0] >= MANY_ROWS
+    on_the_way = training or rows.shape[0] >= MANY_ROWS or sum(map(Tensor.numel, weights)) > LARGE
     outputs = _ops.packed_linear.default(
         rows,
         None if on_the_way else packed("brgemm", weights, _ops.packed_linear_pack.default),
@@ -75,32 +77,31 @@ def brgemm(
         biases,
         ACTIVATIONS.index(activation),
         residual if residual is None or x.dim() == 2 else residual.reshape(-1, residual.shape[-1]),
-        keep,
     )
     return tuple(outputs) if x.dim() == 2 else tuple(y.view(*shape, y.shape[-1]) for y in outputs)
 
 
 def brgemm_gradients(
-    dz: tuple[Tensor, ...], x: Tensor, weights: tuple[Tensor, ...], wanted: Wanted
+    dy: tuple[Tensor, ...], x: Tensor | None, weights: tuple[Any, ...], wanted: Wanted
 ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
-    """As reference.gradients; x [M, K], each dz [M, N]."""
+    """As reference.gradients."""
     dx = None
-    dweights: list[Tensor | None] = [None] * len(dz)
-    dbiases: list[Tensor | None] = [None] * len(dz)
+    dweights: list[Tensor | None] = [None] * len(dy)
+    dbiases: list[Tensor | None] = [None] * len(dy)
     if wanted.x:
-        even = x.dtype == torch.float32 or not any(part.shape[1] % 2 for part in dz)
-        dx = _ops.packed_linear_input_gradient.default(dz, weights) if even else reference.input_gradient(dz, weights)
+        even = dy[0].dtype == torch.float32 or not any(part.shape[1] % 2 for part in dy)
+        dx = _ops.packed_linear_input_gradient.default(dy, weights) if even else reference.input_gradient(dy, weights)
     which = [i for i, one in enumerate(wanted.weights) if one]
     if which:
         with_bias = any(wanted.biases[i] for i in which)
-        results = _ops.packed_linear_weight_gradients.default([dz[i] for i in which], x, with_bias)
+        results = _ops.packed_linear_weight_gradients.default([dy[i] for i in which], x, with_bias)
         for place, i in enumerate(which):
             dweights[i] = results[place]
             if wanted.biases[i]:
                 dbiases[i] = results[len(which) + place]
     for i, one in enumerate(wanted.biases):
         if one and dbiases[i] is None:
-            dbiases[i] = dz[i].sum(0)
+            dbiases[i] = dy[i].sum(0)
     return dx, dweights, dbiases
 
 

@@ -2,20 +2,19 @@
 
 The store is the process's, not a module's: nothing of it is saved, copied or pickled, and modules that share a
 parameter share its packed form. What counts as the same weight is the tensor itself, its version counter, memory, dtype
-and device, and 64 of its elements: torch does not count changes through `weight.data`, of its fused optimizers, and
-through other libraries' views of the memory. After one of these that leaves most of a weight as it was, call
-`clear_packed`.
+and device, and 64 of its elements: torch does not count changes through `weight.data` and through other libraries'
+views of the memory. After one of these that leaves most of a weight as it was, call `clear_packed`.
 """
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ... import _native
 
@@ -23,7 +22,8 @@ _ops = torch.ops.encoders_fast_native
 
 
 class _Entry(NamedTuple):
-    weights: tuple[weakref.ref[Tensor], ...]
+    storages: tuple[weakref.ref[torch.UntypedStorage], ...]
+    """Not the weights: a tensor that is referred to weakly cannot be swapped with another."""
     stamps: tuple[Any, ...]
     sample: Any
     packed: Tensor
@@ -31,7 +31,6 @@ class _Entry(NamedTuple):
 
 
 _entries: dict[tuple[Any, ...], _Entry] = {}
-_lock = threading.Lock()
 
 
 def _stamp(weight: Tensor) -> tuple[Any, ...]:
@@ -53,18 +52,14 @@ def packed(layout: str, weights: tuple[Tensor, ...], pack: Callable[[Sequence[Te
     stamps = tuple(map(_stamp, weights))
     entry = _entries.get(key)
     sample = _sample(weights)
-    if entry is not None and entry.stamps == stamps and entry.sample == sample and _are(entry, weights):
+    if entry is not None and entry.stamps == stamps and entry.sample == sample:
         return entry.packed
-    with _lock, torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # two threads may both come here, and pack the same
         tensor = pack([weight.detach() for weight in weights])
-        refs = tuple(weakref.ref(weight, lambda _: _entries.pop(key, None)) for weight in weights)
-        nbytes = tensor.nbytes if tensor.layout == torch.strided else sum(weight.nbytes for weight in weights)
-        _entries[key] = _Entry(refs, stamps, sample, tensor, nbytes)
+    storages = tuple(weakref.ref(w.untyped_storage(), lambda _: _entries.pop(key, None)) for w in weights)
+    nbytes = tensor.nbytes if tensor.layout == torch.strided else sum(weight.nbytes for weight in weights)
+    _entries[key] = _Entry(storages, stamps, sample, tensor, nbytes)
     return tensor
-
-
-def _are(entry: _Entry, weights: tuple[Tensor, ...]) -> bool:
-    return all(ref() is weight for ref, weight in zip(entry.weights, weights, strict=True))
 
 
 def packed_bytes() -> int:
@@ -75,3 +70,12 @@ def packed_bytes() -> int:
 def clear_packed() -> None:
     """Forget all packed weights; the next call packs again."""
     _entries.clear()
+
+
+def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """torch's fused optimizers, of 2.13 too, change weights without counting it, and maybe a few rows of them only."""
+    if any(group.get("fused") for group in optimizer.param_groups):
+        clear_packed()
+
+
+register_optimizer_step_post_hook(_after_step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def packed_linear(
     return tuple(outputs) if residual is None else tuple(y + residual for y in outputs)
 
 
-# ---- gradients, with z = x W^T + bias for each weight; each is differentiable in turn
+# ---- gradients, with y = x W^T + bias for each weight; each is differentiable in turn
 
 
 class Wanted(NamedTuple):
@@ -37,31 +37,20 @@ class Wanted(NamedTuple):
     biases: tuple[bool, ...]
 
 
-def activation_gradient(dy: Tensor, z: Tensor, activation: str) -> Tensor:
-    """dz. relu may have its result in place of z."""
-    if activation == "none":
-        return dy
-    if activation == "relu":
-        return torch.ops.aten.threshold_backward(dy, z, 0)
-    if activation == "silu" and torch.is_grad_enabled():  # torch's operator has no derivative
-        sigmoid = z.sigmoid()
-        return dy * (sigmoid * (1 + z * (1 - sigmoid)))
-    if activation == "silu":
-        return torch.ops.aten.silu_backward(dy, z)
-    return torch.ops.aten.gelu_backward(dy, z, approximate="tanh" if activation == "gelu_tanh" else "none")
-
-
-def input_gradient(dz: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tensor:
-    parts = [part @ weight for part, weight in zip(dz, weights, strict=True)]
+def input_gradient(dy: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tensor:
+    parts = [part @ weight for part, weight in zip(dy, weights, strict=True)]
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
 def gradients(
-    dz: tuple[Tensor, ...], x: Tensor, weights: tuple[Tensor, ...], wanted: Wanted
+    dy: tuple[Tensor, ...], x: Tensor | None, weights: tuple[Any, ...], wanted: Wanted
 ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
-    """x [M, K], dz [M, N] for each weight -> the gradients of x, the weights and the biases, where they are wanted."""
+    """x [M, K], dy [M, N] for each weight -> the gradients of x, the weights and the biases, where they are wanted.
+
+    x may be None where no weight's is, and the weights where x's is not.
+    """
     return (
-        input_gradient(dz, weights) if wanted.x else None,
-        [part.t() @ x if one else None for part, one in zip(dz, wanted.weights, strict=True)],
-        [part.sum(0) if one else None for part, one in zip(dz, wanted.biases, strict=True)],
+        input_gradient(dy, weights) if wanted.x else None,
+        [part.t() @ x if one and x is not None else None for part, one in zip(dy, wanted.weights, strict=True)],
+        [part.sum(0) if one else None for part, one in zip(dy, wanted.biases, strict=True)],
     )
