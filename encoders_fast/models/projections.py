@@ -23,10 +23,10 @@ def project(linear: nn.Module, x: Tensor) -> Tensor:
     return packed_linear(x, linear.weight, linear.bias) if _packs(linear, x) else linear(x)
 
 
-def project_words(linear: Any, h: Tensor) -> Tensor:
-    """linear(h) of a vocabulary. Its rows are changed one by one, which a packed form might miss, and no packed form of a
-    large weight is kept."""
-    return project(linear, h) if linear.weight.numel() > LARGE else linear(h)
+def project_words(linear: nn.Module, h: Tensor) -> Tensor:
+    """linear(h) of a vocabulary. Its rows are changed one by one, which a packed form might miss, and none is kept of a
+    large weight."""
+    return project(linear, h) if type(linear) is nn.Linear and linear.weight.numel() > LARGE else linear(h)
 
 
 def project_together(linears: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
