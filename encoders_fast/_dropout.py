@@ -89,11 +89,13 @@ def keep(rng_state: Tensor, shape: Sequence[int], probability: float, first_elem
     if probability == 0 or elements == 0:
         return torch.ones(tuple(shape), dtype=torch.bool, device=rng_state.device)
     begin, end = first_element // 4, (first_element + elements + 3) // 4
-    step = end - begin if torch.compiler.is_compiling() else _BLOCKS_AT_A_TIME  # a compiler makes one loop of it all
-    parts = []
-    for first in range(begin, end, step):
-        blocks = torch.arange(first, min(first + step, end), device=rng_state.device)
-        parts.append(_kept(rng_state, blocks, probability).flatten())
+    if torch.compiler.is_compiling() or isinstance(elements, torch.SymInt):  # a compiler makes one loop of it all
+        parts = [_kept(rng_state, torch.arange(begin, end, device=rng_state.device), probability).flatten()]
+    else:
+        parts = []
+        for first in range(begin, end, _BLOCKS_AT_A_TIME):
+            blocks = torch.arange(first, min(first + _BLOCKS_AT_A_TIME, end), device=rng_state.device)
+            parts.append(_kept(rng_state, blocks, probability).flatten())
     mask = parts[0] if len(parts) == 1 else torch.cat(parts)
     return mask.narrow(0, first_element % 4, elements).view(tuple(shape))
 

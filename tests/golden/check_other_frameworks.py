@@ -219,7 +219,8 @@ def differences(folder: Path, name: str, dtype: Any) -> tuple[dict[str, float], 
     from tests.closeness import relative_error
 
     expected = load_file(folder / EXPECTED)
-    model, report = getattr(ours, name).from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    load = getattr(ours, name).from_pretrained
+    model, report = load(folder, dtype=dtype, keep_padding=True, output_loading_info=True)
     with torch.no_grad():
         output = model(**{key: value for key, value in expected.items() if not key.startswith("output")})
     pairs = ((key.removeprefix("output "), value) for key, value in expected.items() if key.startswith("output"))

@@ -84,9 +84,11 @@ def test_hooks_see_what_the_modules_computed():
         for key, linear in (("first", model.encoder.layer[0].intermediate.dense), ("second", output.dense)):
             x, y = seen[key]
             torch.testing.assert_close(y, torch.nn.functional.linear(x, linear.weight, linear.bias))
+        assert torch.equal(model(**inputs).last_hidden_state, hooked)
         for handle in handles:
             handle.remove()
-        assert torch.equal(model(**inputs).last_hidden_state, hooked)
+        # Where nobody looks on, another kernel may do it, with another order of summation.
+        torch.testing.assert_close(model(**inputs).last_hidden_state, hooked)
 
 
 @pytest.mark.parametrize("name", FNET_MODELS)

@@ -63,7 +63,8 @@ def test_every_model(framework, name, tmp_path):
     for sharded in (False, True):
         folder = tmp_path / str(sharded)
         stock = _saved(framework, name, folder, sharded)
-        model, report = getattr(ours, name).from_pretrained(folder, output_loading_info=True)
+        load = getattr(ours, name).from_pretrained
+        model, report = load(folder, keep_padding=True, output_loading_info=True)
         assert not any(report.values()), report
         _assert_same_weights(model, stock)
         if name.endswith(("LM", "PreTraining")):

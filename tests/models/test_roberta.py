@@ -151,9 +151,15 @@ def test_position_embedding_type():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_options_that_transformers_lacks_are_saved_where_they_are_set(name, tmp_path):
-    plain = config(name)
+    plain = config(name, keep_padding=False)
     assert set(plain.to_dict()) == set(config(name, transformers).to_dict())
-    own = {"position_embedding_type": "relative_key", "exact_positions": True, "pruned_heads": {1: [0, 2]}}
+    own = {
+        "position_embedding_type": "relative_key",
+        "exact_positions": True,
+        "pruned_heads": {1: [0, 2]},
+        "keep_padding": True,
+    }
+    assert set(config(name, **own).to_dict()) - set(plain.to_dict()) == set(own) - set(plain.to_dict())
     model = getattr(ours, name)(config(name, **own))
     randomize(model)
     model.save_pretrained(tmp_path)
@@ -161,6 +167,7 @@ def test_options_that_transformers_lacks_are_saved_where_they_are_set(name, tmp_
     ids = torch.randint(3, 99, (2, 6))
     assert_close(encode(loaded, input_ids=ids), encode(model.eval(), input_ids=ids))
     assert loaded.encoder.layer[1].attention.self.query.out_features == 16
+    assert {option: getattr(loaded.config, option) for option in own} == own
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 100])
@@ -204,11 +211,16 @@ def test_backend_of_each_layer(name, dtype, train):
     expected = {op: _first_able(op) for op in OPS}
     layer = [("block_sparse_attention", expected["block_sparse_attention"])]
     layer += [("residual_layer_norm", expected["residual_layer_norm"])] * 2
-    assert calls == layer * 3
+    assert _own(calls) == layer * 3
     if train:
         with record() as calls:
             loss.backward()
-        assert sorted(calls) == sorted(layer * 3)
+        assert sorted(_own(calls)) == sorted(layer * 3)
+
+
+def _own(calls):
+    """Without the linear layers, which test_projections.py is about."""
+    return [call for call in calls if call[0] != "packed_linear"]
 
 
 def _first_able(op):
@@ -222,7 +234,7 @@ def test_ops_of_a_decoder(name):
     states = torch.randn(2, 5, 32)
     with record() as calls:
         model(**batch(name, model.config), encoder_hidden_states=states)
-    assert [op for op, _ in calls] == ["residual_layer_norm"] * 6
+    assert [op for op, _ in _own(calls)] == ["residual_layer_norm"] * 6
 
 
 # ---- hooks ----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import transformers
 from transformers import Trainer, TrainingArguments
 
 import encoders_fast.models as ours
+from encoders_fast._dispatch import record
 from tests.models.model_cases import MODELS, batch, config, pair, randomize, tensors
 
 # transformers renamed it between 5.17 and 5.23; the old name warns.
@@ -27,8 +28,8 @@ def test_dropout_is_where_stock_has_it(name):
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("FNet")])
 def test_dropout_with_the_same_seed_is_stock_dropout(name):
-    """Where no op drops anything, masks come from torch's generator in the same order: a seed gives the numbers of
-    transformers."""
+    """Where no op drops anything, as somebody looks at the modules, masks come from torch's generator in the same
+    order: a seed gives the numbers of transformers."""
     stock, model = (each.train() for each in pair(name, hidden_dropout_prob=0.25))
     inputs = batch(name, model.config)
 
@@ -36,11 +37,45 @@ def test_dropout_with_the_same_seed_is_stock_dropout(name):
         torch.manual_seed(seed)
         return torch.cat([value.flatten() for _, value in tensors(each(**inputs))])
 
-    first = run(model, 3)
-    assert torch.equal(first, run(model, 3))
-    assert not torch.allclose(first, run(model, 4), rtol=0.1)
-    assert not torch.allclose(first, run(model.eval(), 3), rtol=0.1)
-    torch.testing.assert_close(first, run(stock, 3), rtol=1e-4, atol=1e-4)
+    def assert_drops():
+        first = run(model.train(), 3)
+        assert torch.equal(first, run(model, 3))
+        assert not torch.allclose(first, run(model, 4), rtol=0.1)
+        assert not torch.allclose(first, run(model.eval(), 3), rtol=0.1)
+        return first
+
+    op = assert_drops()
+    for module in _dropouts(model).values():
+        module.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(assert_drops(), run(stock, 3), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(op, run(stock, 3), rtol=0.1)
+
+
+def test_dropout_of_the_op_has_rate_and_scale():
+    """Without hooks the op drops the feed-forward block's output, here ones, and adds h, here zeros and tens."""
+    _, model = pair("FNetModel", hidden_dropout_prob=0.25, num_hidden_layers=1, hidden_size=128)
+    layer = model.train().encoder.layer[0]
+    h = 10.0 * (torch.arange(128) % 2)
+    with torch.no_grad():
+        for parameter, value in (
+            (layer.fourier.output.LayerNorm.weight, 0),
+            (layer.fourier.output.LayerNorm.bias, h),
+            (layer.output.dense.weight, 0),
+            (layer.output.dense.bias, 1),
+            (layer.output.LayerNorm.weight, 1),
+            (layer.output.LayerNorm.bias, 0),
+        ):
+            parameter.copy_(torch.as_tensor(value))
+        with record() as calls:
+            y = model(**batch("FNetModel", model.config, B=8, T=48)).last_hidden_state
+    assert "residual_layer_norm" in [op for op, _ in calls]
+    # In every row the least is 0 and the greatest 10 + 4 / 3, which undoes the LayerNorm.
+    least, greatest = y.amin(-1, keepdim=True), y.amax(-1, keepdim=True)
+    added = (y - least) / (greatest - least) * (10 + 4 / 3) - h
+    dropped = added.abs() < 0.1
+    # 8 * 48 * 128 draws: four standard deviations are 0.008.
+    assert abs(dropped.float().mean().item() - 0.25) < 0.008
+    torch.testing.assert_close(added[~dropped], torch.full_like(added[~dropped], 4 / 3), rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_rate_and_scale():

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from encoders_fast import _dispatch, _dropout, explain, use_backend
 from encoders_fast.ops import residual_layer_norm
+from encoders_fast.ops.residual_layer_norm import onnx as _onnx  # noqa: F401  as every model does
 from tests.closeness import relative_error
 
 ops = torch.ops.encoders_fast
@@ -71,10 +72,13 @@ def test_compiled_forward_and_backward_equal_eager(used, dropout_p):
             assert torch.equal(a.grad, b.grad)
 
 
-def test_exported_program_has_one_node_per_call():
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_exported_program_has_one_node_per_call(dropout_p):
+    """Also with a number of rows that is not known, for which torch takes shapes from the op's ONNX form."""
+
     class Block(torch.nn.Module):
         def forward(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> Tensor:
-            y, s = residual_layer_norm(x, residual, weight, bias, 1e-5, 0.3, state)
+            y, s = residual_layer_norm(x, residual, weight, bias, 1e-5, dropout_p, state)
             return y + s
 
     args = (*inputs(), STATE)
