@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ def keep(rng_state: Tensor, shape: Sequence[int], probability: float, first_elem
     Element i in row-major order has the number first_element + i: a part of a tensor has that part of its mask.
     """
     check_probability(probability, "probability")
-    elements = math.prod(shape)
+    elements: Any = math.prod(shape)  # a symbol where sizes are
     if probability == 0 or elements == 0:
         return torch.ones(tuple(shape), dtype=torch.bool, device=rng_state.device)
     begin, end = first_element // 4, (first_element + elements + 3) // 4
