@@ -13,7 +13,7 @@ import torch
 if not (Path(__file__).parents[1] / "bench").is_dir():
     pytest.skip("bench/ is not part of this installation", allow_module_level=True)
 
-from tests.bench_cases import EXPECTED, ONES, ROOT, Benchmark, case, lines_of, sleeping  # isort: split
+from tests.harness import EXPECTED, ONES, ROOT, Benchmark, case, lines_of, sleeping  # isort: split
 
 from bench import measure, readme, results, table, targets, text
 from bench.contender import Contender, Expected, Target

@@ -9,7 +9,7 @@ import torch
 if not (Path(__file__).parents[1] / "bench").is_dir():
     pytest.skip("bench/ is not part of this installation", allow_module_level=True)
 
-from tests.bench_cases import EXPECTED, ONES, Benchmark, case, lines_of, sleeping  # isort: split
+from tests.harness import EXPECTED, ONES, Benchmark, case, lines_of, sleeping  # isort: split
 
 from bench import conftest, measure, readme, results, table, targets
 from bench.contender import Contender, Expected, Limit, Target
