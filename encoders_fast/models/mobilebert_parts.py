@@ -175,8 +175,7 @@ def _parameters(linears: list[Any], norms: list[Any]) -> Parameters:
 
 def _match(before: Parameters, behind: Parameters, from_bottleneck: bool) -> bool:
     """Whether widths and dtypes go together: the ops called in this way do not check them."""
-    query, *_ = before.matrices
-    bottlenecks = before.matrices[3:]
+    query, bottlenecks = before.matrices[0], before.matrices[3:]
     output, *rest = behind.matrices
     blocks, end = rest[: len(rest) // 2 * 2], rest[len(rest) // 2 * 2 :]
     A, H = query.shape[0], bottlenecks[0].shape[1] if bottlenecks else query.shape[1]
@@ -184,8 +183,8 @@ def _match(before: Parameters, behind: Parameters, from_bottleneck: bool) -> boo
     of_query = D if from_bottleneck else bottlenecks[1].shape[0] if len(bottlenecks) == 2 else H
     wanted = [(A, of_query), (A, of_query), (A, D if from_bottleneck else H)]
     wanted += [(each.shape[0], H) for each in bottlenecks] + [(D, A)]
-    for first, _ in zip(blocks[::2], blocks[1::2], strict=True):
-        wanted += [(first.shape[0], D), (D, first.shape[0])]
+    for expand in blocks[::2]:
+        wanted += [(expand.shape[0], D), (D, expand.shape[0])]
     wanted += [(H, D) for _ in end]
     matrices = before.matrices + behind.matrices
     normed = [*bottlenecks, output, *blocks[1::2], *end]

@@ -14,7 +14,7 @@ from .inputs import readable
 from .masks import Mask
 from .observers import unobserved
 
-# Below this share of padding, taking it out and putting it back costs about what it saves.
+# With less padding than this share there is little to save, and hidden states of padding are then worth more: a choice.
 _WORTH = 0.05
 
 

@@ -6,10 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import _dropout
-from ..ops import residual_layer_norm
-from ..ops.residual_layer_norm import onnx as _onnx  # noqa: F401  torch.onnx.export finds the op's ONNX form
 from .observers import is_layer_norm, unobserved
+from .pre_layer_norm import add_and_normalize
 from .projections import project
 
 
@@ -33,7 +31,5 @@ class PostLayerNormOutput(nn.Module):
         norm = self.LayerNorm
         if not is_layer_norm(norm) or not unobserved(norm, self.dropout):
             return norm(self.dropout(x) + residual)
-        dropout_p = self.dropout.p if self.dropout.training else 0.0
-        if dropout_p > 0 and rng_state is None:
-            rng_state = _dropout.draw(x.device)
-        return residual_layer_norm(x, residual, norm.weight, norm.bias, norm.eps, dropout_p, rng_state)[0]
+        y: Any = add_and_normalize(x, residual, self.dropout, norm, rng_state)[1]
+        return y

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ... import _dropout
-from ...ops import residual_layer_norm
 from ..activations import fused_activation
+from ..pre_layer_norm import add_and_normalize
 from ..projections import activate, project
 from .replacement import Replacement
 
@@ -38,7 +37,6 @@ class AddAndNormalize(Replacement):
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         if self.obstacle() is not None:
             return super().forward(hidden_states, input_tensor)
-        norm, x = self.LayerNorm, project(self.dense, hidden_states)
-        dropout_p = self.dropout.p if self.dropout.training else 0.0
-        rng_state = _dropout.draw(x.device) if dropout_p > 0 else None
-        return residual_layer_norm(x, input_tensor, norm.weight, norm.bias, norm.eps, dropout_p, rng_state)[0]
+        x = project(self.dense, hidden_states)
+        y: Any = add_and_normalize(x, input_tensor, self.dropout, self.LayerNorm, None)[1]
+        return y
