@@ -19,16 +19,17 @@ STABLE_TORCH_LIBRARY(encoders_fast_native, library) {
       "fourier_mixing_layer_norm_backward(Tensor dy, Tensor weight, Tensor normalized, Tensor rstd, float scale)"
       " -> (Tensor dx, Tensor dweight, Tensor dbias)");
 
-  // The first three lists of a BlockSparsePattern; the masks are bool, True for what counts.
+  // The first three lists of a BlockSparsePattern; the padding masks are bool, True for what counts, the
+  // head mask is float32.
   library.def(
       "block_sparse_attention(Tensor query, Tensor key, Tensor value, Tensor row_starts, Tensor columns,"
       " Tensor multiplicities, int block, bool causal, Tensor? key_padding_mask, Tensor? query_padding_mask,"
-      " Tensor? rng_state, float dropout_p, float scale) -> (Tensor out, Tensor log_sum_exp)");
+      " Tensor? head_mask, Tensor? rng_state, float dropout_p, float scale) -> (Tensor out, Tensor log_sum_exp)");
   library.def(
       "block_sparse_attention_backward(Tensor dy, Tensor? dlog_sum_exp, Tensor query, Tensor key, Tensor value,"
       " Tensor log_sum_exp, Tensor row_starts, Tensor columns, Tensor multiplicities, int block, bool causal,"
-      " Tensor? key_padding_mask, Tensor? query_padding_mask, Tensor? rng_state, float dropout_p, float scale)"
-      " -> (Tensor dquery, Tensor dkey, Tensor dvalue)");
+      " Tensor? key_padding_mask, Tensor? query_padding_mask, Tensor? head_mask, Tensor? rng_state, float dropout_p,"
+      " float scale) -> (Tensor dquery, Tensor dkey, Tensor dvalue)");
 
   // dx is empty without dropout: it is dresidual.
   library.def(

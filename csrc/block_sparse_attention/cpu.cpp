@@ -38,15 +38,16 @@ Tensor4 strided(const Tensor& tensor) {
 // The arguments that both operators have, kept alive while a Problem points to them.
 struct Inputs {
   Tensor query, key, value, row_starts, columns, multiplicities;
-  std::optional<Tensor> key_real, query_real;
+  std::optional<Tensor> key_real, query_real, head_factors;
   std::optional<Dropout> dropout;
 
   Inputs(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& row_starts, const Tensor& columns,
          const Tensor& multiplicities, const std::optional<Tensor>& key_real, const std::optional<Tensor>& query_real,
-         const std::optional<Tensor>& rng_state, double dropout_p)
+         const std::optional<Tensor>& head_factors, const std::optional<Tensor>& rng_state, double dropout_p)
       : query(dense_rows(query)), key(dense_rows(key)), value(dense_rows(value)), row_starts(dense(row_starts)),
         columns(dense(columns)), multiplicities(dense(multiplicities)), key_real(dense_if_any(key_real)),
-        query_real(dense_if_any(query_real)), dropout(dropout_of(dropout_p, rng_state)) {}
+        query_real(dense_if_any(query_real)), head_factors(dense_if_any(head_factors)),
+        dropout(dropout_of(dropout_p, rng_state)) {}
 };
 
 // Tokens of a piece of a block: 64 is what the kernels' memory is laid out for, see part_panels.
@@ -75,6 +76,7 @@ Problem problem_of(const Inputs& inputs, int64_t block, bool causal, double scal
   p.causal = causal;
   p.key_real = inputs.key_real ? inputs.key_real->const_data_ptr<bool>() : nullptr;
   p.query_real = inputs.query_real ? inputs.query_real->const_data_ptr<bool>() : nullptr;
+  p.head_factors = inputs.head_factors ? inputs.head_factors->const_data_ptr<float>() : nullptr;
   p.scale = float(scale);
   p.dropout = inputs.dropout ? &*inputs.dropout : nullptr;
   p.query = strided(query), p.key = strided(key), p.value = strided(inputs.value);
@@ -204,10 +206,10 @@ Tensor result(const Problem& p, const Tensor& like, int64_t tokens) {
 std::tuple<Tensor, Tensor> forward(
     const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& row_starts, const Tensor& columns,
     const Tensor& multiplicities, int64_t block, bool causal, const std::optional<Tensor>& key_padding_mask,
-    const std::optional<Tensor>& query_padding_mask, const std::optional<Tensor>& rng_state, double dropout_p,
-    double scale) {
+    const std::optional<Tensor>& query_padding_mask, const std::optional<Tensor>& head_mask,
+    const std::optional<Tensor>& rng_state, double dropout_p, double scale) {
   const Inputs inputs(query, key, value, row_starts, columns, multiplicities, key_padding_mask, query_padding_mask,
-                      rng_state, dropout_p);
+                      head_mask, rng_state, dropout_p);
   Problem p = problem_of(inputs, block, causal, scale);
   Tensor out = result(p, query, p.Tq);
   Tensor log_sum_exp = torch::stable::new_empty(query, {p.B, p.H, p.Tq}, ScalarType::Float);
@@ -221,10 +223,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     const Tensor& gradient, const std::optional<Tensor>& dlog_sum_exp_, const Tensor& query, const Tensor& key,
     const Tensor& value, const Tensor& log_sum_exp_, const Tensor& row_starts, const Tensor& columns,
     const Tensor& multiplicities, int64_t block, bool causal, const std::optional<Tensor>& key_padding_mask,
-    const std::optional<Tensor>& query_padding_mask, const std::optional<Tensor>& rng_state, double dropout_p,
-    double scale) {
+    const std::optional<Tensor>& query_padding_mask, const std::optional<Tensor>& head_mask,
+    const std::optional<Tensor>& rng_state, double dropout_p, double scale) {
   const Inputs inputs(query, key, value, row_starts, columns, multiplicities, key_padding_mask, query_padding_mask,
-                      rng_state, dropout_p);
+                      head_mask, rng_state, dropout_p);
   const Tensor dy = dense_rows(gradient), log_sum_exp = dense(log_sum_exp_);
   const std::optional<Tensor> dlog_sum_exp = dense_if_any(dlog_sum_exp_);
   Problem p = problem_of(inputs, block, causal, scale);

@@ -27,6 +27,7 @@ struct Problem {
   int64_t pattern_heads;
   bool causal;
   const bool *key_real, *query_real;  // [B, Tk] and [B, Tq], or null where all are
+  const float* head_factors;          // [B, H], of the outputs, or null
   float scale;
   const Dropout* dropout;  // null without
 
@@ -39,6 +40,7 @@ struct Problem {
   // Compiled for every instruction set: no copy of them may be shared.
   [[gnu::always_inline]] int64_t panels() const { return key_blocks * panel_pieces; }
   [[gnu::always_inline]] int64_t tiles() const { return query_blocks * tile_pieces; }
+  [[gnu::always_inline]] float head_factor(int64_t head) const { return head_factors ? head_factors[head] : 1.0f; }
 };
 
 // Bytes, each a multiple of 64.

@@ -1,14 +1,8 @@
 import pydoc_data.topics
 
 import pytest
-import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -73,6 +73,7 @@ def dense(
     query_padding_mask: Tensor | None = None,
     kept: Tensor | None = None,
     dropout_p: float = 0.0,
+    head_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The contract in dense plain PyTorch: matrix products in query's dtype, the softmax in at least float32."""
     wide = torch.promote_types(query.dtype, torch.float32)
@@ -88,7 +89,8 @@ def dense(
     p = scores.softmax(-1).masked_fill(none[..., None], 0)
     if kept is not None:
         p = p * kept / (1 - dropout_p)
-    return p.to(query.dtype) @ value, log_sum_exp
+    out = p.to(query.dtype) @ value
+    return out if head_mask is None else out * head_mask.to(out.dtype)[..., None, None], log_sum_exp
 
 
 def gradients(outputs: tuple[Tensor, Tensor], inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
@@ -107,6 +109,7 @@ def compare(backend: str, pattern: BlockSparsePattern, K: int, dtype: torch.dtyp
         masks = {
             "key_padding_mask": padding(pattern.key_tokens),
             "query_padding_mask": padding(pattern.query_tokens),
+            "head_mask": torch.tensor([[0.5, -1.25], [0.0, 3.0]]),
         }
 
     def run(with_dtype: torch.dtype, ours: bool) -> list[Tensor]:
@@ -190,6 +193,9 @@ def test_head_mask(backend):
         for shape in ((2,), (2, 2)):
             mask = torch.rand(shape).requires_grad_()
             out = block_sparse_attention(query, key, value, pattern, head_mask=mask)
+            torch.testing.assert_close(
+                block_sparse_attention(query, key, value, pattern, head_mask=mask.detach()), out.detach()
+            )
             assert torch.equal(out, plain * mask.detach()[..., None, None])
             out.backward(dy)
             assert torch.allclose(mask.grad, (plain * dy).sum((2, 3)).sum_to_size(shape), rtol=1e-4)

@@ -33,10 +33,11 @@ def forget_patterns() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_opcheck(dtype):
     real = torch.arange(46) < torch.tensor([[46], [30]])
-    options = (4, False, real, None, torch.tensor([3, 4]), 0.2, 0.3, None)
+    factors = torch.tensor([[0.5, -2.0], [0.0, 1.0]], dtype=torch.promote_types(dtype, torch.float32))
+    options = (4, False, real, None, factors, torch.tensor([3, 4]), 0.2, 0.3, None)
     tensors = inputs(dtype=dtype, grad=True)
     opcheck(ops.block_sparse_attention.default, (*tensors, *PATTERN.lists, *options))
-    bare = (4, True, None, real, None, 0.0, 0.3, "reference")
+    bare = (4, True, None, real, None, None, 0.0, 0.3, "reference")
     opcheck(ops.block_sparse_attention.default, (*tensors, *PATTERN.lists, *bare))
     tensors = [tensor.detach() for tensor in tensors]
     kept = ops.block_sparse_attention(*tensors, *PATTERN.lists, *options)

@@ -18,7 +18,7 @@ from .constructors import Lists
 _PATTERN_AND_OPTIONS = (
     "Tensor row_starts, Tensor columns, Tensor multiplicities, Tensor column_starts, Tensor rows,"
     " Tensor column_multiplicities, int block, bool causal, Tensor? key_padding_mask, Tensor? query_padding_mask,"
-    " Tensor? rng_state, float dropout_p, float scale, str? backend"
+    " Tensor? head_mask, Tensor? rng_state, float dropout_p, float scale, str? backend"
 )
 
 
@@ -46,18 +46,20 @@ def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Any, ...]:
-    ctx.block, ctx.causal, key_padding_mask, query_padding_mask, rng_state, *ctx.numbers = inputs[9:]
-    return (*inputs[:3], *output, *inputs[3:9], key_padding_mask, query_padding_mask, rng_state)
+    ctx.block, ctx.causal, *tensors = inputs[9:15]
+    ctx.numbers = inputs[15:]
+    return (*inputs[:3], *output, *inputs[3:9], *tensors)
 
 
 def _backward(ctx: Any, dy: Tensor | None, dlog_sum_exp: Tensor | None) -> tuple[Tensor | None, ...]:
-    query, key, value, out, log_sum_exp, *lists, key_padding_mask, query_padding_mask, rng_state = ctx.saved_tensors
+    query, key, value, out, log_sum_exp, *rest = ctx.saved_tensors
+    lists, tensors = rest[:6], rest[6:]
     gradients: tuple[Tensor | None, ...] = (None, None, None)
     if dy is not None or dlog_sum_exp is not None:
         dy = torch.zeros_like(out) if dy is None else dy
-        options = (ctx.block, ctx.causal, key_padding_mask, query_padding_mask, rng_state, *ctx.numbers)
+        options = (ctx.block, ctx.causal, *tensors, *ctx.numbers)
         gradients = backward_op(dy, dlog_sum_exp, query, key, value, out, log_sum_exp, *lists, *options)
-    return *gradients, *(None,) * 14
+    return *gradients, *(None,) * 15
 
 
 attention_op = op(

@@ -20,6 +20,8 @@ class Options(NamedTuple):
     """bool [B, Tk], True for a key that counts"""
     query_padding_mask: Tensor | None
     """bool [B, Tq], True for a query that counts"""
+    head_mask: Tensor | None
+    """float32 [B, H] (float64 beside float64), multiplies `out`; no gradient of it is asked for"""
     rng_state: Tensor | None
     """int64 [2], there where dropout_p > 0"""
     dropout_p: float

@@ -25,7 +25,7 @@ from torch import Tensor
 from ... import _dispatch, _native
 from ..._dispatch import Backend, Key
 from ..._dropout import check as check_dropout
-from .._checks import check_tensors
+from .._checks import check_tensors, wide
 from . import reference
 from .autograd import attention_op, statics
 from .checks import Options, check_head_mask, check_padding_mask, check_query_and_key, check_scale
@@ -75,10 +75,14 @@ def block_sparse_attention(
     lists = pattern.to(query.device).lists
     scale = query.shape[3] ** -0.5 if scale is None else float(scale)
     rng_state = rng_state if dropout_p > 0 else None
-    options = (pattern.block, pattern.causal, key_padding_mask, query_padding_mask, rng_state, float(dropout_p), scale)
+    factors, outside = None, head_mask
+    if head_mask is not None and not head_mask.requires_grad:
+        factors, outside = head_mask.to(wide(query[:0]).dtype).expand(query.shape[:2]), None
+    tensors = (key_padding_mask, query_padding_mask, factors, rng_state)
+    options = (pattern.block, pattern.causal, *tensors, float(dropout_p), scale)
     out, log_sum_exp = attention_op(query, key, value, *lists, *options, _dispatch.forced())
-    if head_mask is not None:
-        out = out * head_mask.to(out.dtype)[..., None, None]
+    if outside is not None:  # its gradient needs the output before it
+        out = out * outside.to(out.dtype)[..., None, None]
     return (out, log_sum_exp) if return_log_sum_exp else out
 
 

@@ -67,6 +67,8 @@ def block_sparse_attention(
             weights.mul_(kept)
         out[rows] = torch.bmm(weights, _gather(v, keys, rows)).div_(total.clamp_(min=1))
     out, log_sum_exp = _tokens(out, query), _tokens(log_sum_exp, query)
+    if options.head_mask is not None:
+        out = out * options.head_mask[..., None, None]
     if options.query_padding_mask is not None:
         padded = ~options.query_padding_mask[:, None]
         out, log_sum_exp = out.masked_fill(padded[..., None], 0), log_sum_exp.masked_fill(padded, float("-inf"))
@@ -97,6 +99,8 @@ def block_sparse_attention_backward(
     dilution = _blocks(dilution, options.block, float("inf"))
     if dlog_sum_exp is not None:
         dlog_sum_exp = _blocks(dlog_sum_exp[..., None].masked_fill(empty, 0), options.block)
+    if options.head_mask is not None:
+        dy = wide(dy) * options.head_mask[..., None, None]
     q, k, v, dy_blocks = (_blocks(tensor, options.block) for tensor in (query, key, value, dy))
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for rows, keys, bias, kept in _chunks(query, key, lists, options):
