@@ -29,6 +29,11 @@ def _transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def direct(*tensors: torch.Tensor) -> bool:
+    """Whether only the kernel sees a call with these tensors: no compiler, transform, mode or tracer does."""
+    return not torch.compiler.is_compiling() and not _transformed() and _eager(tensors)
+
+
 class Derivatives(NamedTuple):
     """What autograd and torch.func need of an op. ctx is that of torch.autograd.Function."""
 

@@ -4,10 +4,13 @@ import types
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_utils import AttentionInterface
 
 import encoders_fast
+from encoders_fast import _native
 from encoders_fast._dispatch import record, tables
+from encoders_fast.models import attention
 from encoders_fast.models.attention import Mask, attend, head_masks, make_mask
 from encoders_fast.models.relative_positions import relative_scores
 from tests.closeness import assert_as_good_as
@@ -15,12 +18,20 @@ from tests.models.model_cases import pair
 
 B, H, T, K = 2, 3, 9, 8
 SCALE = 0.3
-IMPLEMENTATIONS = ["eager", "sdpa", "encoders_fast"]
+# "sdpa in blocks" is "sdpa" as it is where this library's kernel is the faster one.
+IMPLEMENTATIONS = ["eager", "sdpa", "sdpa in blocks", "encoders_fast"]
+
+
+@pytest.fixture(autouse=True)
+def _in_blocks(request, monkeypatch):
+    parameters = getattr(getattr(request.node, "callspec", None), "params", {})
+    if parameters.get("implementation") == "sdpa in blocks":
+        monkeypatch.setattr(attention, "_WORTH_BLOCKS", 0)
 
 
 def module(implementation, training=False):
     layer = torch.nn.Module().train(training)
-    layer.config = types.SimpleNamespace(_attn_implementation=implementation)
+    layer.config = types.SimpleNamespace(_attn_implementation=implementation.removesuffix(" in blocks"))
     return layer
 
 
@@ -213,6 +224,37 @@ def test_op(backend):
                 assert implementation == "encoders_fast"
                 continue
         assert calls == ([("block_sparse_attention", backend)] if implementation == "encoders_fast" else [])
+
+
+def test_which_operator_sdpa_is(monkeypatch):
+    """This library's where it is the faster one; torch's for few tokens, and where somebody would notice."""
+    enough = torch.randn(1, 4, 256, 64)
+    ours = [("block_sparse_attention", "cpu")]
+
+    def calls(*operands, layer=module("sdpa"), **options):  # noqa: B008  one for all
+        with record() as found:
+            attend(layer, *operands, scale=SCALE, **options)
+        return found
+
+    query = enough.clone().requires_grad_()
+    assert calls(query, enough, enough) == calls(enough, enough, enough, dropout_p=0.5) == ours
+    assert calls(enough.bfloat16(), enough.bfloat16(), enough.bfloat16()) == ours
+    assert calls(enough[:, :, :1], enough, enough) == []
+    assert calls(*[enough.double()] * 3) == []
+    assert calls(*[enough] * 3, bias=torch.zeros(1, 1, 256, 256)) == []
+    assert calls(*[enough] * 3, layer=module("sdpa", training=True), dropout_p=0.5) == []
+    assert calls(*[enough] * 3, mask=Mask(pairs=torch.ones(1, 1, 256, 256, dtype=torch.bool))) == []
+    with encoders_fast.use_backend("reference"):
+        assert calls(*[enough] * 3) == []
+    with FlopCounterMode(display=False):
+        assert calls(*[enough] * 3) == []
+    with record() as found:
+        layer = module("sdpa")
+        torch.compile(lambda x: attend(layer, x, x, x, scale=SCALE)[0], backend="eager")(enough)
+        torch.func.grad(lambda x: attend(layer, x, x, x, scale=SCALE)[0].sum())(enough)
+    assert found == []
+    monkeypatch.setattr(_native, "missing", "not built")
+    assert calls(*[enough] * 3) == []
 
 
 def test_registered_function():

@@ -134,7 +134,9 @@ def compare(backend: str, pattern: BlockSparsePattern, K: int, dtype: torch.dtyp
         if dtype == torch.float64:
             assert relative_error(ours, right) <= 1e-13
         else:
-            assert_as_good_as(ours, plain, right)
+            # Of one term each, gradients are left to the luck of their roundings: over 60 seeds the errors' ratio is
+            # 0.75 in the median, and 4 at most.
+            assert_as_good_as(ours, plain, right, factor=2.0 if K > 1 else 6.0)
         assert torch.equal(ours[right == 0], torch.zeros_like(ours[right == 0])), "rows without weight are exact zeros"
 
 
