@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ... import _dispatch, _native
 from ..._dispatch import Backend, Key
+from .. import _triton
 from .._checks import check_tensors
 from . import reference
 from .autograd import residual_layer_norm_op
@@ -60,7 +61,7 @@ def residual_layer_norm(
     return y, s
 
 
-# ---- backends, each named after its file: csrc/residual_layer_norm/cpu.cpp, ./reference.py
+# ---- backends, each named after its file: csrc/residual_layer_norm/cpu.cpp, ./triton.py, ./reference.py
 
 
 def _cpu_why_not(key: Key) -> str | None:
@@ -77,6 +78,24 @@ def _cpu_forward(*args: Any) -> Any:
 
 def _cpu_backward(*args: Any) -> Any:
     return torch.ops.encoders_fast_native.residual_layer_norm_backward.default(*args)
+
+
+def _triton_why_not(key: Key) -> str | None:
+    if key.widths[0] > 16384:
+        return f"takes rows of up to 16384 elements; these have {key.widths[0]}"
+    return _triton.why_not(key)
+
+
+def _triton_forward(*args: Any) -> Any:
+    from . import triton
+
+    return triton.residual_layer_norm(*args)
+
+
+def _triton_backward(*args: Any) -> Any:
+    from . import triton
+
+    return triton.residual_layer_norm_backward(*args)
 
 
 def _always(key: Key) -> None:
@@ -102,6 +121,7 @@ _dispatch.define(
     "residual_layer_norm",
     [
         Backend("cpu", _cpu_why_not, _cpu_forward, _cpu_backward),
+        Backend("triton", _triton_why_not, _triton_forward, _triton_backward),
         Backend("reference", _always, reference.residual_layer_norm, reference.residual_layer_norm_backward),
     ],
     _statics,

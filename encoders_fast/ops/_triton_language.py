@@ -1,0 +1,58 @@
+"""What Triton kernels of several ops share on the device."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from . import _triton
+
+INTERPRETED = tl.constexpr(_triton.INTERPRETED)
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """float32 -> dtype, to the nearest and to even. The interpreter cuts bfloat16 off."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        x = (bits & -65536).to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def product(a, b, PRECISION: tl.constexpr):
+    """a b in float32. The interpreter multiplies the bit patterns of bfloat16."""
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def random_words(rng_state, block):
+    """Four times 32 random bits for each of `block`, int64: ../_dropout.py in its words."""
+    seed = tl.load(rng_state).to(tl.uint64, bitcast=True)
+    offset = tl.load(rng_state + 1).to(tl.uint64, bitcast=True)
+    zero = tl.zeros_like(block)
+    low = (block & 0xFFFFFFFF).to(tl.uint32)
+    high = ((block >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    offset_low = (zero + (offset & 0xFFFFFFFF).to(tl.int64)).to(tl.uint32)
+    offset_high = (zero + (offset >> 32).to(tl.int64)).to(tl.uint32)
+    return tl.philox(seed, low, high, offset_low, offset_high)
+
+
+@triton.jit
+def kept(rng_state, element, threshold):
+    """Whether dropout keeps each of `element`, int64: its word is at least `threshold`, round(p * 2**32)."""
+    w0, w1, w2, w3 = random_words(rng_state, element >> 2)
+    place = element & 3
+    word = tl.where(place == 0, w0, tl.where(place == 1, w1, tl.where(place == 2, w2, w3)))
+    return word.to(tl.int64) >= threshold
+
+
+@triton.jit
+def kept_in_fours(rng_state, block, threshold, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The same for the four elements of each of `block` [ROWS, COLUMNS / 4]: [ROWS, COLUMNS]."""
+    w0, w1, w2, w3 = random_words(rng_state, block)
+    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+    return tl.reshape(words, (ROWS, COLUMNS)).to(tl.int64) >= threshold

@@ -1,0 +1,122 @@
+"""Triton kernels where there is no GPU: interpreted, compiled offline, refused, and what runs around them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from encoders_fast import _dispatch
+from encoders_fast._dispatch import Key
+from tests.ops import triton_offline
+from tests.ops.triton_cases import CASES
+
+HERE = Path(__file__).parent
+# The tests that loop over the backends of an op, which the interpreter goes through too.
+FILES = ["test_residual_layer_norm.py"]
+OPS = {op: row for op, rows in _dispatch.tables().items() for row in rows if row.name == "triton"}
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+    pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="already the process that interprets"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+def test_interpreted(file):
+    import triton
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
+        pytest.skip(f"the interpreter of triton {triton.__version__} cannot loop to a number known at run time only")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", "triton"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert " passed" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_compiled(case, capsys):
+    """For both generations of GPUs, with the registers, spills and shared memory that are committed."""
+    import triton
+
+    known = json.loads(triton_offline.RESOURCES.read_text())
+    if triton.__version__ not in known:
+        pytest.skip(f"triton_resources.json has {', '.join(known)}; triton is {triton.__version__}")
+    found = triton_offline.measured({case: CASES[case]})
+    with capsys.disabled():
+        for architecture, kernels in found.items():
+            for name, numbers in kernels.items():
+                print(f"{architecture} {name}: {numbers}")
+    for architecture, kernels in found.items():
+        expected = known[triton.__version__][architecture]
+        assert kernels == {name: expected.get(name) for name in kernels}
+
+
+def test_committed_resources_are_those_of_the_cases():
+    for architectures in json.loads(triton_offline.RESOURCES.read_text()).values():
+        for kernels in architectures.values():
+            assert {case for case in CASES if not any(name.startswith(f"{case} ") for name in kernels)} == set()
+            assert [name for name in kernels if name.rpartition(" ")[0] not in CASES] == []
+
+
+class Operators(TorchDispatchMode):
+    """Collects the names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(str(function.overloadpacket))
+        return function(*args, **(kwargs or {}))
+
+
+ALLOCATIONS_AND_VIEWS = {
+    *("aten.empty", "aten.new_empty", "aten.empty_like", "aten.new_empty_strided", "aten.empty_strided"),
+    *("aten.view", "aten._unsafe_view", "aten.detach", "aten.slice", "aten.select", "aten.as_strided", "aten.expand"),
+    *("aten.transpose", "aten.permute", "aten.unsqueeze", "aten.squeeze", "aten.t", "aten.alias", "aten.unbind"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_operator_of_torch_runs_beside_the_kernels(case):
+    CASES[case]()  # plans that are made once
+    with Operators() as operators:
+        launches = CASES[case]()
+    assert launches
+    # The case makes its own inputs.
+    assert operators.names <= ALLOCATIONS_AND_VIEWS | {"aten.lift_fresh"}
+
+
+GPU = Key("cuda", (9, 0), (torch.float32, torch.float32), (64, 64))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_refusals(op):
+    why_not = OPS[op].why_not
+    assert why_not(GPU) is None
+    assert why_not(GPU._replace(capability=(8, 0))) is None
+    assert why_not(GPU._replace(device="cpu")) == "runs on a GPU; the input is on cpu"
+    assert why_not(GPU._replace(capability=(7, 5))) == (
+        "needs a GPU of the Ampere generation (sm_80) or later; this one is sm_75"
+    )
+    assert why_not(GPU._replace(dtypes=(torch.float64,) * 2)) == (
+        "takes float32, bfloat16 and float16; the input is torch.float64"
+    )
+
+
+def test_refusals_of_widths():
+    assert OPS["residual_layer_norm"].why_not(GPU._replace(widths=(16384,))) is None
+    assert OPS["residual_layer_norm"].why_not(GPU._replace(widths=(16385,))) == (
+        "takes rows of up to 16384 elements; these have 16385"
+    )
