@@ -3,6 +3,7 @@
 #   make test       all tests that a machine without a GPU can run
 #   make parity     the models' tests with three versions of transformers; `make parity-5.17.0` for one of them
 #   make bench      measures everything and saves the numbers in bench/results/
+#   make peers      installs what the benches of models compare with (`make bench` does too)
 #   make readme     fills README's tables from bench/results/
 #   make lint       ruff and mypy
 #   make packaging  builds and installs the package in every way that is supported (minutes)
@@ -21,7 +22,7 @@ BUILD_INPUTS := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f
 TRANSFORMERS := 5.0.0 5.17.0 5.23.0
 PARITY := $(TRANSFORMERS:%=parity-%)
 
-.PHONY: demo test parity $(PARITY) bench readme lint packaging gpu-check setup clean
+.PHONY: demo test parity $(PARITY) bench peers readme lint packaging gpu-check setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -50,8 +51,14 @@ $(VENV)/torchao: $(VENV)/requirements-installed
 	$(RUN) -m pip install --disable-pip-version-check --no-deps --target $@ torchao==0.18.0
 	@touch $@
 
-bench: setup
+bench: setup peers
 	$(RUN) -m pytest bench/ --save
+
+peers: $(VENV)/peers-installed
+
+$(VENV)/peers-installed: requirements-peers.txt $(VENV)/requirements-installed
+	$(RUN) -m pip install --disable-pip-version-check --no-deps -r requirements-peers.txt
+	@touch $@
 
 readme: setup
 	$(RUN) -m bench.readme

@@ -1,1 +1,1 @@
-"""Benches of the models, one file for each family."""
+"""Benches of the models, by what is measured."""

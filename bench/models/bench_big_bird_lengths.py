@@ -19,8 +19,8 @@ from torch import Tensor
 
 from bench import text
 from bench.contender import Case, Contender, Expected, Limit
-from bench.models.bench_big_bird import FULL, OURS, STOCK, pair, token_ids, with_full_attention
-from bench.models.bench_fnet import OUTPUT_FLOOR, encode, once_more
+from bench.models.bench_big_bird import FAMILY, FULL, OURS, STOCK, with_full_attention
+from bench.models.families import OUTPUT_FLOOR, encode, once_more, token_ids
 from bench.verify import expect
 from encoders_fast import _machine, use_backend
 
@@ -63,7 +63,7 @@ def why_not(heads: int, length: int) -> str | None:
 @pytest.mark.parametrize("length", [pytest.param(T, marks=[pytest.mark.long] * (T > 1024)) for T in ROUNDS])
 def bench_length(compare: Callable[[Case], None], length: int) -> None:
     # The published model has 4096 positions: a shorter text has the same.
-    fast, stock = pair("BigBirdModel", num_hidden_layers=12, max_position_embeddings=max(4096, length))
+    fast, stock = FAMILY.pair("Model", num_hidden_layers=12, max_position_embeddings=max(4096, length))
     ids = token_ids(fast.config, 1, length)
     absent = why_not(fast.config.num_attention_heads, length)
 

@@ -1,0 +1,122 @@
+"""What a user would run the same model in instead: torch.compile, ONNX Runtime, OpenVINO.
+
+Each is handed a model of transformers' and the token ids of a case, and gives its last hidden states. All run on as
+many threads as torch does. They are imported where they are asked for, and none looks for a network.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Peer(NamedTuple):
+    """A way to compute the hidden states of one case."""
+
+    call: Callable[[], Tensor]
+    absent: str | None = None
+    """The sentence why it cannot run."""
+
+
+def torch_compile(model: nn.Module, ids: Tensor) -> Peer:
+    """The model under torch.compile, in its default mode and compiled for these shapes."""
+
+    def prepare() -> Callable[[], Tensor]:
+        compiled = torch.compile(model)
+        return lambda: compiled(ids).last_hidden_state
+
+    return tried("torch.compile", prepare)
+
+
+def onnx_runtime(model: nn.Module, ids: Tensor) -> Peer:
+    """torch's ONNX export of the model for this one shape, in float32."""
+
+    def prepare() -> Callable[[], Tensor]:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        # Its threads would wait for more work on the cores of the contender whose turn is next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.onnx")
+            torch.onnx.export(LastHiddenState(model), (ids,), path, dynamo=True, external_data=True, verbose=False)
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        feed = {session.get_inputs()[0].name: ids.numpy()}
+        return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+    return tried("ONNX Runtime", prepare)
+
+
+def openvino(model: nn.Module, ids: Tensor, dtype: torch.dtype) -> Peer:
+    """OpenVINO's conversion of the float32 model for this one shape, computing in `dtype`, with one stream.
+
+    Without the hint it would take bfloat16 wherever the processor has it.
+    """
+
+    def prepare() -> Callable[[], Tensor]:
+        from openvino import Core, Type
+
+        precision = {torch.float32: Type.f32, torch.bfloat16: Type.bf16}[dtype]
+        settings = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        compiled = Core().compile_model(_converted(model, ids), "CPU", settings)
+        taken = compiled.get_property("INFERENCE_PRECISION_HINT")
+        if taken != precision:
+            raise RuntimeError(f"computes in {taken.to_string()} here, where {precision.to_string()} was asked for")
+        request, array = compiled.create_infer_request(), ids.numpy()
+        return lambda: torch.from_numpy(request.infer([array], share_inputs=True, share_outputs=True)[0])
+
+    return tried("OpenVINO", prepare)
+
+
+@lru_cache(maxsize=1)
+def _converted(model: nn.Module, ids: Tensor) -> Any:
+    """Kept for the next dtype: converting takes longer than a case's rounds. The weights are the model's own."""
+    from openvino import convert_model
+
+    return convert_model(LastHiddenState(model), example_input=ids, input=[tuple(ids.shape)])
+
+
+class LastHiddenState(nn.Module):
+    """A model whose only output is that tensor, as exporters like it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.eval()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model(ids).last_hidden_state
+
+
+def tried(name: str, prepare: Callable[[], Callable[[], Tensor]]) -> Peer:
+    """What `prepare` gives, if it can be prepared and called; else why not."""
+    try:
+        with torch.no_grad():
+            call = prepare()
+        with torch.inference_mode():
+            call()
+    except ModuleNotFoundError as error:
+        return absent(f"{name} is not installed ({error.name} is missing): `make peers` installs it")
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return absent(f"{name} failed: {lines[0]}")
+    return Peer(call)
+
+
+def absent(why: str) -> Peer:
+    """One that cannot run."""
+
+    def call() -> Tensor:
+        raise RuntimeError(why)
+
+    return Peer(call, why)
