@@ -381,21 +381,25 @@ QUANTIZE = """
 import torch
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 from encoders_fast import accelerate, explain
+from tests.closeness import relative_error
 from tests.models.live_cases import BACKBONES, inputs_of, live
+from tests.models.model_cases import pair
 
 for name, options in BACKBONES:
     plain, late, early = (live(name, **options) for _ in range(3))
+    _, own = pair(name, **options)  # with the weights of the live ones
     accelerate(early)
-    for model in (plain, late, early):
+    for model in (plain, late, early, own):
         quantize_(model, Int8DynamicActivationInt8WeightConfig())
     accelerate(late)
     inputs = inputs_of(name, plain)
     with torch.no_grad():
         expected, exact = plain(**inputs)[0], live(name, **options)(**inputs)[0]
+        for label, model in {"late": late, "early": early, "own": own}.items():
+            error, theirs = (relative_error(each, exact) for each in (model(**inputs)[0], expected))
+            # Nor much less, which would be a model that is not quantized.
+            assert theirs / 1.5 < error < 1.5 * theirs, (name, label, error, theirs)
         for model in (late, early):
-            state = model(**inputs)[0]
-            ours, theirs = (state - exact).norm() / exact.norm(), (expected - exact).norm() / exact.norm()
-            assert 0 < ours < 1.5 * theirs + 1e-3, (name, ours, theirs)
             assert explain(model).replaced or name == "MobileBertModel"
     print(name, "quantized")
 """
