@@ -28,7 +28,7 @@ from bench.models.families import (
     label,
     token_ids,
 )
-from bench.peers import Peer, absent, onnx_runtime, openvino, torch_compile, tried
+from bench.peers import Peer, onnx_runtime, openvino, torch_compile, tried
 from bench.verify import expect
 
 FLOORS = {torch.float32: OUTPUT_FLOOR, torch.bfloat16: 0.0}
@@ -68,13 +68,12 @@ AGAINST_BERT = (
 )
 
 
-def ways(fast: Any | None, stock: Any, ids: Tensor, dtype: torch.dtype, not_compiled: str | None) -> dict[str, Peer]:
+def ways(fast: Any | None, stock: Any, ids: Tensor, dtype: torch.dtype, compiles: bool) -> dict[str, Peer]:
     """transformers, other runtimes with its model, and ours where `fast` is one."""
     model = in_dtype(stock, dtype)
-    found = {
-        STOCK: tried(STOCK, lambda: partial(encode, model, ids)),
-        COMPILED: absent(not_compiled) if not_compiled else torch_compile(model, ids),
-    }
+    found = {STOCK: tried(STOCK, lambda: partial(encode, model, ids))}
+    if compiles:
+        found[COMPILED] = torch_compile(model, ids)
     if dtype == torch.float32:
         found[ONNX] = onnx_runtime(stock, ids)
     found[OPENVINO] = openvino(stock, ids, dtype)
@@ -86,10 +85,10 @@ def ways(fast: Any | None, stock: Any, ids: Tensor, dtype: torch.dtype, not_comp
 
 
 def contenders(
-    title: str, fast: Any | None, stock: Any, ids: Tensor, dtype: torch.dtype, not_compiled: str | None = None
+    title: str, fast: Any | None, stock: Any, ids: Tensor, dtype: torch.dtype, compiles: bool = True
 ) -> list[Contender]:
     """All of one dtype. Twice transformers' own error in it is allowed."""
-    family, found = FAMILIES[title], ways(fast, stock, ids, dtype, not_compiled)
+    family, found = FAMILIES[title], ways(fast, stock, ids, dtype, compiles)
     eager = found[STOCK]
     with torch.inference_mode():
         exact = encode(copy.deepcopy(stock).double(), ids)
@@ -121,9 +120,8 @@ def contenders(
 def bench_forward(compare: Callable[[Case], None], title: str, batch: int, length: int) -> None:
     fast, stock = FAMILIES[title].pair("Model")
     ids = token_ids(stock.config, batch, length)
-    _, *compiled = next(case for case in CASES if case[0] == title)
-    not_compiled = None if compiled == [batch, length] else "compiled for {} x {} only".format(*compiled)
-    found = [one for dtype in FLOORS for one in contenders(title, fast, stock, ids, dtype, not_compiled)]
+    compiles = (title, batch, length) == next(case for case in CASES if case[0] == title)
+    found = [one for dtype in FLOORS for one in contenders(title, fast, stock, ids, dtype, compiles)]
     compare(Case(f"{title} forward", f"{batch} x {length}", tuple(found), f"{OURS} float32"))
 
 
