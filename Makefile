@@ -7,7 +7,7 @@
 #   make readme     fills README's tables from bench/results/
 #   make lint       ruff and mypy
 #   make packaging  builds and installs the package in every way that is supported (minutes)
-#   make gpu-check  on a machine with a GPU, in its own Python environment: GPU tests, then all benches
+#   make gpu-check  on a machine with a GPU, in its own Python environment: tests on the device, then all benches
 # PYTHON names the interpreter to start from (3.11 or later).
 
 PYTHON ?= python3
@@ -22,7 +22,7 @@ BUILD_INPUTS := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f
 TRANSFORMERS := 5.0.0 5.17.0 5.23.0
 PARITY := $(TRANSFORMERS:%=parity-%)
 
-.PHONY: demo test parity $(PARITY) bench peers readme lint packaging gpu-check setup clean
+.PHONY: demo test parity $(PARITY) bench peers readme lint packaging gpu-check gpu-build gpu-test gpu-sanitize gpu-bench setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -84,14 +84,22 @@ $(VENV)/built: $(VENV)/requirements-installed $(BUILD_INPUTS)
 	$(BUILD_SETTINGS) $(RUN) -m pip install --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
-# A GPU machine brings its own torch, so its environment is used as it is, with what pytest needs on top.
-gpu-check:
-	$(PYTHON) -m venv --system-site-packages --without-pip .gpu-venv
-	.gpu-venv/bin/python -c 'import pytest, pytest_benchmark' || \
-	  .gpu-venv/bin/python -m pip install $$(grep -E '^pytest(-benchmark)?==' requirements-dev.txt)
-	EF_REQUIRE_NATIVE=1 EF_CUDA=1 .gpu-venv/bin/python -m pip install --no-build-isolation --no-deps --editable .
-	.gpu-venv/bin/python -m pytest tests -m gpu
-	.gpu-venv/bin/python -m pytest bench/ --save
+# With the Python that is there, and without network. Its parts take less than nine minutes each: PART=build, test, sanitize
+# or bench runs one of them. RESULTS_DIR is where the results go; COMMIT says what is measured where there is no git.
+gpu-check: $(if $(PART),gpu-$(PART),gpu-build gpu-test gpu-sanitize gpu-bench)
+
+gpu-build:
+	EF_REQUIRE_NATIVE=1 EF_CUDA=1 $(PYTHON) -m pip install --no-build-isolation --no-deps --editable .
+
+gpu-test:
+	$(PYTHON) -m pytest tests -m gpu
+	$(PYTHON) -m pytest tests/ops tests/modules
+
+gpu-sanitize:
+	compute-sanitizer --error-exitcode 1 $(PYTHON) -m pytest tests/ops/test_devices.py -k "on_the_gpu and triton and float16"
+
+gpu-bench:
+	COMMIT=$(COMMIT) $(PYTHON) -m pytest bench/ops bench/models --device cuda --save $(if $(RESULTS_DIR),--results $(RESULTS_DIR))
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) .gpu-venv .parity encoders_fast/*.so encoders_fast/_build_report.json
+	rm -rf build dist *.egg-info $(VENV) .parity encoders_fast/*.so encoders_fast/_build_report.json

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import measure, results, table
+from bench import clock, measure, results, table
 from bench.contender import Case
 from encoders_fast import _machine, _native
 
@@ -19,6 +20,7 @@ RECORDS = pytest.StashKey[list[dict[str, Any]]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("encoders_fast")
     group.addoption("--save", action="store_true", help="write <device>.json into --results")
+    group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     group.addoption("--results", type=Path, default=results.FOLDER, help="their folder (default: bench/results)")
     group.addoption("--seconds", type=float, default=3.0, help="timed seconds for a case, about (default: 3)")
 
@@ -29,11 +31,18 @@ def pytest_configure(config: pytest.Config) -> None:
     # Peers run their own code here, and what they deprecate is not ours to mend.
     config.addinivalue_line("filterwarnings", "ignore")
     config.stash[RECORDS] = []
+    clock.run_on(config.getoption("--device"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.config.getoption("benchmark_disable") and item.get_closest_marker("long"):
         pytest.skip("takes long, and --benchmark-disable asks for a quick check")
+
+
+@pytest.fixture(autouse=True)
+def inputs_on_the_device() -> Iterator[None]:
+    with clock.made_there():
+        yield
 
 
 @pytest.fixture
@@ -42,6 +51,10 @@ def compare(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Case], 
 
     def run(case: Case) -> None:
         torch.manual_seed(0)
+        torch.set_default_device(None)
+        if clock.device().type == "cuda":
+            sizes = sorted({contender.bytes for contender in case.contenders if contender.bytes})
+            case = replace(case, contenders=(*case.contenders, *map(clock.copy_of, sizes)))
         record = measure.run(benchmark, case, request.config.getoption("--seconds"))
         if not benchmark.disabled:
             request.config.stash[RECORDS].append(record)

@@ -6,12 +6,12 @@ import contextlib
 import gc
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from bench import targets
+from bench import clock, targets
 from bench.contender import Case, Contender
 from bench.verify import check
 from encoders_fast import _machine
@@ -33,9 +33,7 @@ def run(benchmark: Any, case: Case, seconds: float) -> dict[str, Any]:
     samples: dict[str, list[float]] = {contender.name: [] for contender in present}
 
     def timed(contender: Contender) -> None:
-        start = time.perf_counter()
-        contender.call()
-        samples[contender.name].append(time.perf_counter() - start)
+        samples[contender.name].append(timers[contender.name]())
 
     def others_turn() -> None:
         # Another one begins each time, so that nobody always inherits the same neighbour's caches.
@@ -45,6 +43,7 @@ def run(benchmark: Any, case: Case, seconds: float) -> dict[str, Any]:
 
     with quiet(case.grad):
         errors = {contender.name: check(contender, (contender.check or contender.call)()) for contender in present}
+        timers = {contender.name: clock.timer(contender) for contender in present}
         rounds = 1 if benchmark.disabled else case.rounds or rounds_in(seconds, present)
         load = _machine.OthersLoad()
         benchmark.pedantic(lambda: timed(subject), setup=others_turn, rounds=rounds, iterations=1)
@@ -93,10 +92,19 @@ def extra_memory(contender: Contender) -> int | None:
     """
     clear_packed()
     results: list[Any] = []
-    peak = _machine.peak_memory(lambda: results.append(contender.call()))
+    peak = peak_memory(lambda: results.append(contender.call()))
     if peak is None:
         return None
     return max(0, peak - sum(output.nbytes for output in contender.outputs(results[0])))
+
+
+def peak_memory(call: Callable[[], Any]) -> int | None:
+    if clock.device().type != "cuda":
+        return _machine.peak_memory(call)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def numbers(

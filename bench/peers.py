@@ -40,6 +40,8 @@ def onnx_runtime(model: nn.Module, ids: Tensor) -> Peer:
     def prepare() -> Callable[[], Tensor]:
         import onnxruntime
 
+        on_the_cpu(ids)
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         # Its threads would wait for more work on the cores of the contender whose turn is next.
@@ -63,6 +65,7 @@ def openvino(model: nn.Module, ids: Tensor, dtype: torch.dtype) -> Peer:
     def prepare() -> Callable[[], Tensor]:
         from openvino import Core, Type
 
+        on_the_cpu(ids)
         precision = {torch.float32: Type.f32, torch.bfloat16: Type.bf16}[dtype]
         settings = {
             "INFERENCE_PRECISION_HINT": precision,
@@ -85,6 +88,11 @@ def _converted(model: nn.Module, ids: Tensor) -> Any:
     from openvino import convert_model
 
     return convert_model(LastHiddenState(model), example_input=ids, input=[tuple(ids.shape)])
+
+
+def on_the_cpu(ids: Tensor) -> None:
+    if ids.device.type != "cpu":
+        raise NotImplementedError(f"is measured on the CPU only, not on {ids.device.type}")
 
 
 class LastHiddenState(nn.Module):

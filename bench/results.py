@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bench import clock
 from encoders_fast import _info, _machine
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +20,9 @@ FOLDER = Path(__file__).parent / "results"
 
 
 def device_name() -> str:
-    """The processor and its threads: all cases run on it so far, also where there is a GPU."""
+    """The GPU where the benches run on one, else the processor and its threads."""
+    if clock.device().type == "cuda":
+        return torch.cuda.get_device_name()
     return f"{_machine.cpu_name()}, {torch.get_num_threads()} threads"
 
 
@@ -33,7 +36,8 @@ def conditions() -> dict[str, Any]:
     """All that a reader needs to judge a number, or to measure it again."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "commit": git("rev-parse", "HEAD"),
+        # Where a copy without its history is measured, COMMIT says what it is a copy of.
+        "commit": os.environ.get("COMMIT") or git("rev-parse", "HEAD"),
         # What a bench run writes itself does not change what it measures.
         "dirty": bool(git("status", "--porcelain", "--", ".", ":!bench/results", ":!README.md")),
         "versions": _info.versions(),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench import clock
 from bench.contender import Case, Contender, Target
 from bench.models.families import FAMILIES, OUTPUT_FLOOR
 from bench.verify import expect
@@ -41,7 +42,7 @@ CASES = {
 def batch_of(vocabulary: int, longest: int, padding: int) -> dict[str, Tensor]:
     lengths = (torch.tensor(SHARES) * longest).round().long()
     mask = torch.arange(longest) < lengths[:, None]
-    ids = torch.randint(100, vocabulary, mask.shape, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(100, vocabulary, mask.shape, generator=torch.Generator(clock.device()).manual_seed(0))
     return {"input_ids": ids.masked_fill(~mask, padding), "attention_mask": mask.long()}
 
 

@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 import encoders_fast.models as ours
+from bench import clock
 from encoders_fast._compare.checkpoint import share_parameters
 
 STOCK, COMPILED, ACCELERATED = "transformers", "transformers torch.compile", "transformers accelerate"
@@ -117,7 +118,8 @@ FAMILIES = {
 
 def token_ids(config: Any, batch: int, length: int) -> Tensor:
     """Words: padding's id and other special ones are smaller."""
-    return torch.randint(100, config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator(clock.device()).manual_seed(0)
+    return torch.randint(100, config.vocab_size, (batch, length), generator=generator)
 
 
 def label(dtype: torch.dtype) -> str:
