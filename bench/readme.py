@@ -4,6 +4,8 @@ A table stands between two comments. The first names its group and, after a bar,
 
     <!-- results: fourier_mixing_layer_norm forward | torch float32, cpu float32 -->
     <!-- end of results -->
+
+`<!-- kernels on GPUs -->` in the first one's place asks for bench/gpu_kernels.py's.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import table, targets
+from bench import gpu_kernels, table, targets
 from bench.results import FOLDER, ROOT, load
 from encoders_fast import _machine
 
 _TABLE = re.compile(
     r"(<!-- results: (?P<group>[^|>]*?)(?:\|(?P<contenders>[^>]*?))? -->\n).*?(<!-- end of results -->)", re.S
 )
+_KERNELS = re.compile(r"(<!-- kernels on GPUs -->\n).*?(<!-- end of results -->)", re.S)
 
 
 def filled(text: str, folder: Path) -> str:
@@ -33,6 +36,8 @@ def filled(text: str, folder: Path) -> str:
         lines = tables(files, match["group"].strip(), names)
         return match[1] + "\n" + "\n".join(lines) + "\n\n" + match[4]
 
+    kernels = "\n".join(gpu_kernels.table(files))
+    text = _KERNELS.sub(lambda match: f"{match[1]}\n{kernels}\n\n{match[2]}", text)
     return _TABLE.sub(fill, text)
 
 

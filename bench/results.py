@@ -45,6 +45,7 @@ def conditions() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "instruction_set": _info.instruction_set(),
         "gpu": _info.gpu(),
+        "device_type": clock.device().type,
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())

@@ -15,7 +15,7 @@ if not (Path(__file__).parents[1] / "bench").is_dir():
 
 from tests.harness import EXPECTED, ONES, ROOT, Benchmark, case, lines_of, sleeping  # isort: split
 
-from bench import measure, readme, results, table, targets, text
+from bench import gpu_kernels, measure, readme, results, table, targets, text
 from bench.contender import Contender, Expected, Target
 from bench.ops import bench_fourier_mixing
 from bench.verify import check, expect
@@ -234,6 +234,23 @@ def test_a_target_against_another_than_the_baseline_is_not_rounded_up():
 )
 def test_times(seconds, words):
     assert text.time(seconds) == words
+
+
+def test_kernels_for_gpus_say_which_gpu_has_run_them():
+    lines = [{"name": "triton float32", "median": 1e-5}, {"name": "cpu float32", "absent": "runs on the CPU"}]
+    case = {"group": "residual_layer_norm forward", "contenders": lines}
+    absent = {
+        "group": "residual_layer_norm forward and backward",
+        "contenders": [{"name": "triton float32", "absent": "x"}],
+    }
+    files = [
+        {"device": "H200", "runs": {"now": {"device_type": "cuda"}}, "cases": {"one": case, "two": absent}},
+        {"device": "EPYC", "runs": {"now": {"device_type": "cpu"}}, "cases": {"one": case, "two": case}},
+    ]
+    wanted = "| `residual_layer_norm` | `triton` | {} | no GPU has run it yet |"
+    assert wanted.format("H200") in gpu_kernels.table(files)
+    assert wanted.format("no GPU has run it yet") in gpu_kernels.table(files[1:])
+    assert not any("`cpu`" in line for line in gpu_kernels.table(files))
 
 
 # ---- pytest bench/ ---------------------------------------------------------------------------------------------------
