@@ -86,5 +86,7 @@ class Case:
     """Whether autograd records. Elsewhere it is inference mode."""
     rounds: int | None = None
     """How many, where a call takes seconds; it then has no other warm-up than its check. Elsewhere what time allows."""
+    pause: float = 0.0
+    """Seconds before each turn, where runtimes with threads of their own take turns: idle ones spin for a while."""
     axis: str | None = None
     """What `name` is a number of ("tokens"), where the group's cases are one curve and its table has a row for each."""

@@ -33,6 +33,7 @@ def run(benchmark: Any, case: Case, seconds: float) -> dict[str, Any]:
     samples: dict[str, list[float]] = {contender.name: [] for contender in present}
 
     def timed(contender: Contender) -> None:
+        time.sleep(case.pause)
         samples[contender.name].append(timers[contender.name]())
 
     def others_turn() -> None:

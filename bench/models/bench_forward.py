@@ -60,6 +60,7 @@ CASES: dict[tuple[str, int, int], dict[str, tuple[Target, ...]]] = {
     },
     ("XLM-RoBERTa-XL, 2 of 36 layers", 1, 128): {},
 }
+PAUSE = 0.005
 BERT = "BERT-base"
 AGAINST_BERT = (
     Target(f"{BERT} {STOCK} float32", 4.5),
@@ -122,7 +123,7 @@ def bench_forward(compare: Callable[[Case], None], title: str, batch: int, lengt
     ids = token_ids(stock.config, batch, length)
     compiles = (title, batch, length) == next(case for case in CASES if case[0] == title)
     found = [one for dtype in FLOORS for one in contenders(title, fast, stock, ids, dtype, compiles)]
-    compare(Case(f"{title} forward", f"{batch} x {length}", tuple(found), f"{OURS} float32"))
+    compare(Case(f"{title} forward", f"{batch} x {length}", tuple(found), f"{OURS} float32", pause=PAUSE))
 
 
 def bench_mobilebert_against_bert(compare: Callable[[Case], None]) -> None:
@@ -145,4 +146,4 @@ def bench_mobilebert_against_bert(compare: Callable[[Case], None]) -> None:
         expected=(expected,),
         memory=True,
     )
-    compare(Case("MobileBERT against BERT-base", "1 x 128", (*found, ours), ours.name))
+    compare(Case("MobileBERT against BERT-base", "1 x 128", (*found, ours), ours.name, pause=PAUSE))
