@@ -94,13 +94,26 @@ def choose(
 
     Raises NotImplementedError, with every backend's sentence, where none can, or where no op has one of that name.
     """
+    row = would_choose(op, backend, device, dtypes, widths)
+    will_run(op, row)
+    return row
+
+
+def would_choose(
+    op: str, backend: str | None, device: torch.device, dtypes: tuple[torch.dtype, ...], widths: tuple[int, ...]
+) -> Backend:
+    """As `choose`, before it is known whether there will be a call."""
     call = (op, backend, device, dtypes, widths)
     row = _chosen.get(call)
     if row is None:
         row = _chosen[call] = _first_without_refusal(op, backend, key_of(device, dtypes, widths))
+    return row
+
+
+def will_run(op: str, row: Backend) -> None:
+    """Tells those who record."""
     for recording in _recordings:
         recording.append((op, row.name))
-    return row
 
 
 def _first_without_refusal(op: str, backend: str | None, key: Key) -> Backend:

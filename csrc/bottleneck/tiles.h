@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 #include <vector>
 
 #include "bottleneck/cpu_kernels.h"
@@ -49,15 +50,18 @@ void for_tiles(int64_t rows, int64_t workers, int64_t worker, Function function)
 // Biases and norms in float32, each with zeros behind it to a multiple of 64.
 class Vectors {
  public:
-  Vectors(const std::vector<torch::stable::Tensor>& biases, const std::vector<torch::stable::Tensor>& norms) {
+  using Tensors = std::span<const torch::stable::Tensor>;
+
+  Vectors() = default;
+  Vectors(Tensors biases, Tensors norms) {
     int64_t total = 0;
-    for (const auto* list : {&biases, &norms})
-      for (const auto& vector : *list) starts_.push_back(total), total += padded(vector.size(0));
+    for (const Tensors list : {biases, norms})
+      for (const auto& vector : list) starts_.push_back(total), total += padded(vector.size(0));
     values_.resize(total);
     norms_ = biases.size();
     size_t next = 0;
-    for (const auto* list : {&biases, &norms}) {
-      for (const auto& given : *list) {
+    for (const Tensors list : {biases, norms}) {
+      for (const auto& given : list) {
         const torch::stable::Tensor vector = dense(given);
         const int64_t width = vector.size(0);
         EF_SELECT(gather)(storage_of(vector, "bottleneck"), Storage::float32)

@@ -31,6 +31,8 @@ from .inputs import check_tokens, one_of
 from .language_heads import MobileBertLanguageHead
 from .masks import Mask, head_masks, make_mask, real_tokens
 from .mobilebert_layer import MobileBertLayer, make_norm
+from .mobilebert_parts import HasParts
+from .mobilebert_stack import all_layers
 from .other_frameworks.loading import LoadsOtherFrameworks
 from .padding import removable
 from .positions import CountsPositions, count_tokens, first_tokens
@@ -98,10 +100,17 @@ class MobileBertEmbeddings(CountsPositions):
         return self.dropout(self.LayerNorm(h))
 
 
-class MobileBertEncoder(nn.Module):
+class MobileBertEncoder(HasParts, nn.Module):
+    """As a rule, in inference on the CPU, all layers are one native call; else they are called one by one."""
+
+    plain = MobileBertLayer.plain | {MobileBertLayer}
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.layer = nn.ModuleList([MobileBertLayer(config) for _ in range(config.num_hidden_layers)])
+
+    def layers_with_parts(self) -> list[Any]:
+        return list(self.layer)
 
     def forward(
         self,
@@ -114,6 +123,10 @@ class MobileBertEncoder(nn.Module):
     ) -> Tensor:
         """The last hidden state. `states` gets all of them, the embeddings' first, and `attentions` each layer's
         probabilities, where they are lists."""
+        if rng_state is None and states is None and attentions is None:
+            together = all_layers(self, h, mask, head_masks)
+            if together is not None:
+                return together
         if states is not None:
             states.append(h)
         for i, (layer, head_mask) in enumerate(zip(self.layer, head_masks, strict=True)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain, repeat
-from operator import contains, is_, itemgetter
+from operator import attrgetter, contains, is_, itemgetter
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as hooks
 from transformers.activations import ACT2FN
 
-from ..ops.bottleneck.parameters import Parameters
+from ..ops.bottleneck.parameters import Parameters, of_layers
 from .activations import fused_activation
 from .observers import unobserved
 
@@ -31,10 +31,13 @@ def op_activation(function: Callable[[Tensor], Tensor]) -> str | None:
 
 
 class HasParts:
-    """For a layer with the names that checkpoints have: it finds its parts once."""
+    """For a layer with the names that checkpoints have, or what holds such layers: it finds their parts once."""
 
     plain: ClassVar[frozenset[type]]
     """The types of module, beside torch's own, whose work the ops can do."""
+
+    def layers_with_parts(self) -> list[Any]:
+        return [self]
 
     def blocks(self) -> list[Any]:
         """The feed-forward blocks, each with an `intermediate` and an `output`. The layer itself holds the last one."""
@@ -54,27 +57,60 @@ class HasParts:
 
 
 class Parts:
-    """A layer's modules in the order of the ops' parameters.
+    """Layers' modules in the order of the ops' parameters, one layer's after the other's.
 
     Looking up a hundred modules and parameters by their names takes as long as a product with a small matrix: here they
     stand in lists, and what is asked for in every call is asked by the list.
     """
 
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self.layers: list[Any] = owner.layers_with_parts()
+        self.own: list[Any] = [layer.attention.self for layer in self.layers]
+        self.dropouts: list[Any] = []
+        self.intermediates: list[Any] = []
+        self.activation: Any = None
+        """The op's name for the activation function of all blocks; None where it has none. As of the last look."""
+        self.signature: Any = None
+        """Shapes and dtypes that the ops can take."""
+        self.input_linears: list[Any] = []
+        self.input_norms: list[Any] = []
+        self.ffn_linears: list[Any] = []
+        self.ffn_norms: list[Any] = []
+        self.from_bottleneck = False
+        structures = set()
+        for layer in self.layers:
+            self._find(layer)
+            structures.add((self.from_bottleneck, len(layer.blocks()), getattr(layer, "bottleneck", None) is None))
+        # The owner itself is called, whatever it does inside.
+        self.modules = list(owner.modules())[1:]
+        used = self.input_linears + self.ffn_linears + self.input_norms + self.ffn_norms
+        places = [(module, "weight") for module in self.input_linears + self.ffn_linears]
+        places += [(module, "bias") for module in self.input_linears + self.ffn_linears]
+        places += [(norm, name) for norm in self.input_norms + self.ffn_norms for name in ("weight", "bias")]
+        self.holders, self.tensor_names = map(list, zip(*places, strict=True)) if places else ([], [])
+        if not torch.compiler.is_compiling():
+            self.held = list(map(vars, self.modules))
+            self.holders_held = list(map(vars, self.holders))
+            siblings = [(m._modules, name, each) for m in (owner, *self.modules) for name, each in m._modules.items()]
+            self.siblings, self.names, self.placed = map(list, zip(*siblings, strict=True))
+        self.kinds = list(map(type, self.modules))
+        known = owner.plain | _PLAIN | set(map(type, self.activations()))
+        self.known = (
+            set(self.kinds) <= known
+            and len(structures) == 1
+            and all(len(getattr(module, "normalized_shape", "1")) == 1 for module in used)
+        )
+
+    def _find(self, layer: Any) -> None:
         own: Any = layer.attention.self
         bottleneck: Any = getattr(layer, "bottleneck", None)
         end: Any = getattr(layer.output, "bottleneck", None)
         blocks = layer.blocks()
         self.from_bottleneck = bottleneck is not None and bottleneck.use_bottleneck_attention
-        self.dropout: Any = layer.output.dropout if end is None else end.dropout
-        self.intermediates = [block.intermediate for block in blocks]
-        self.activation: Any = None
-        """The op's name for the activation function of all blocks; None where it has none. As of the last look."""
-        self.signature: Any = None
-        """Shapes and dtypes that the ops can take."""
-        self.input_linears: list[Any] = [own.query, own.key, own.value]
-        self.input_norms: list[Any] = []
+        self.dropouts.append(layer.output.dropout if end is None else end.dropout)
+        self.intermediates += [block.intermediate for block in blocks]
+        self.input_linears += [own.query, own.key, own.value]
         if bottleneck is not None:
             shared = bottleneck.key_query_shared_bottleneck and not bottleneck.use_bottleneck_attention
             for each in (bottleneck.input, bottleneck.attention) if shared else (bottleneck.input,):
@@ -83,32 +119,39 @@ class Parts:
         attended: Any = layer.attention.output
         ends = [attended, *(block.output for block in blocks), *([] if end is None else [end])]
         inner = [linear for block in blocks for linear in (block.intermediate.dense, block.output.dense)]
-        self.ffn_linears: list[Any] = [attended.dense, *inner, *([] if end is None else [end.dense])]
-        self.ffn_norms: list[Any] = [each.LayerNorm for each in ends]
-        # The layer itself is called, whatever it does inside.
-        self.modules = list(layer.modules())[1:]
-        if not torch.compiler.is_compiling():
-            self.held = list(map(vars, self.modules))
-            places = [(m._modules, name, each) for m in (layer, *self.modules) for name, each in m._modules.items()]
-            self.siblings, self.names, self.placed = map(list, zip(*places, strict=True))
-        self.kinds = list(map(type, self.modules))
-        used = self.input_linears + self.ffn_linears + self.input_norms + self.ffn_norms
-        self.known = set(self.kinds) <= layer.plain | _PLAIN | set(map(type, self.activations())) and all(
-            len(getattr(module, "normalized_shape", "1")) == 1 for module in used
-        )
+        self.ffn_linears += [attended.dense, *inner, *([] if end is None else [end.dense])]
+        self.ffn_norms += [each.LayerNorm for each in ends]
 
-    def current(self, layer: Any) -> bool:
+    @property
+    def dropout(self) -> Any:
+        """Of the only layer."""
+        return self.dropouts[0]
+
+    def drops(self) -> bool:
+        """Whether anything is dropped, from attention's probabilities or else."""
+        return any(map(_TRAINING, chain(self.own, self.dropouts)))
+
+    def current(self, owner: Any) -> bool:
         """Whether all modules are still where they were found. A layer's copy on another device has others."""
-        return layer is self.layer and all(map(is_, map(dict.get, self.siblings, self.names), self.placed))
+        return owner is self.owner and all(map(is_, map(dict.get, self.siblings, self.names), self.placed))
 
     def activations(self) -> list[Any]:
         return [intermediate.intermediate_act_fn for intermediate in self.intermediates]
 
+    def _activation(self) -> str | None:
+        activations = self.activations()
+        kinds = set(map(type, activations))
+        if kinds <= _NAMES_OF_CLASSES.keys():  # as a rule: nothing of these changes their function
+            names = {_NAMES_OF_CLASSES[kind] for kind in kinds}
+        else:
+            names = set(map(op_activation, activations))
+        return names.pop() if len(names) == 1 else None
+
     def parameters(self) -> tuple[Parameters, Parameters] | None:
-        """bottleneck_input's and bottleneck_ffn's. None where somebody would notice that the work of these modules is
-        done by ops, or where the ops cannot do it."""
-        names = {op_activation(function) for function in self.activations()}
-        self.activation = names.pop() if len(names) == 1 else None
+        """bottleneck_input's and bottleneck_ffn's, of all layers in lists, with the eps of one of them. None where
+        somebody would notice that the work of these modules is done by ops, or where the ops cannot do it, or not with
+        all layers alike."""
+        self.activation = self._activation()
         if not (
             self.known
             and self.activation is not None
@@ -116,16 +159,52 @@ class Parts:
             and list(map(type, self.modules)) == self.kinds
         ):
             return None
-        found = _parameters(self.input_linears, self.input_norms), _parameters(self.ffn_linears, self.ffn_norms)
-        tensors = [tensor for parameters in found for tensors in parameters[:3] for tensor in tensors]
+        tensors = self._tensors()
         if not set(map(type, tensors)) <= _PLAIN_TENSORS:
             return None
-        signature = [(tensor.shape, tensor.dtype) for tensor in tensors]
+        found = self._sorted(tensors)
+        if found is None:
+            return None
+        signature = list(map(_SHAPE_AND_DTYPE, tensors))
         if signature != self.signature:
-            if not _match(*found, self.from_bottleneck):
+            if not self._match(found):
                 return None
             self.signature = signature
         return found
+
+    def _tensors(self) -> list[Any]:
+        if torch.compiler.is_compiling():
+            return list(map(_tensor, self.holders, self.tensor_names))
+        tensors = list(map(dict.get, map(_PARAMETERS, self.holders_held), self.tensor_names))
+        if type(None) in set(map(type, tensors)):
+            return list(map(_tensor, self.holders, self.tensor_names))
+        return tensors
+
+    def _sorted(self, tensors: list[Any]) -> tuple[Parameters, Parameters] | None:
+        one, both = len(self.input_linears), len(self.input_linears) + len(self.ffn_linears)
+        norms = 2 * both + 2 * len(self.input_norms)
+        eps = _eps(self.input_norms, len(self.layers)), _eps(self.ffn_norms, len(self.layers))
+        if eps[0] is None or eps[1] is None:
+            return None
+        return (
+            Parameters(tensors[:one], tensors[both : both + one], tensors[2 * both : norms], eps[0]),
+            Parameters(tensors[one:both], tensors[both + one : 2 * both], tensors[norms:], eps[1]),
+        )
+
+    def _match(self, found: tuple[Parameters, Parameters]) -> bool:
+        """Whether the first layer's go together, and the others are like it."""
+        count = len(self.layers)
+        cut = [[of_layers(tensors, count) for tensors in parameters[:3]] for parameters in found]
+        first = (
+            Parameters(*(tensors[0] for tensors in lists), parameters.eps)
+            for lists, parameters in zip(cut, found, strict=True)
+        )
+        alike = all(
+            list(map(_SHAPE_AND_DTYPE, tensors)) == list(map(_SHAPE_AND_DTYPE, lists[0]))
+            for lists in chain.from_iterable(cut)
+            for tensors in lists[1:]
+        )
+        return alike and _match(*first, self.from_bottleneck)
 
     def _bare(self) -> bool:
         """Whether no module has any hook or a forward of its own: then nothing of it has to be looked at."""
@@ -139,8 +218,8 @@ class Parts:
         """Why not, in a sentence; None where it is."""
         if self.parameters() is not None:
             return None
-        for name, module in self.layer.named_modules():
-            if name and type(module) not in self.layer.plain | _PLAIN | set(map(type, self.activations())):
+        for name, module in self.owner.named_modules():
+            if name and type(module) not in self.owner.plain | _PLAIN | set(map(type, self.activations())):
                 return f"{name} is a {type(module).__module__}.{type(module).__qualname__}"
             if name and not unobserved(module):
                 return f"{name} has hooks, or another forward, which want to see it called"
@@ -152,6 +231,9 @@ class Parts:
         )
 
 
+_TRAINING = attrgetter("training")
+_SHAPE_AND_DTYPE = attrgetter("shape", "dtype")
+_PARAMETERS = itemgetter("_parameters")
 _HOOKS = itemgetter("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _GLOBAL_HOOKS = (
     hooks._global_forward_hooks,
@@ -163,14 +245,11 @@ _PLAIN_TENSORS = {nn.Parameter, Tensor, FakeTensor}
 _PLAIN = frozenset({nn.Dropout, nn.GELU, nn.LayerNorm, nn.Linear, nn.ModuleList, *_NAMES_OF_CLASSES})
 
 
-def _parameters(linears: list[Any], norms: list[Any]) -> Parameters:
-    eps = [getattr(norm, "eps", None) for norm in norms]
-    return Parameters(
-        [_tensor(linear, "weight") for linear in linears],
-        [_tensor(linear, "bias") for linear in linears],
-        [_tensor(norm, name) for norm in norms for name in ("weight", "bias")],
-        [-1.0 if each is None else each for each in eps],
-    )
+def _eps(norms: list[Any], count: int) -> list[float] | None:
+    """Of one of `count` layers; None where they differ."""
+    eps = [norm.eps if isinstance(norm, nn.LayerNorm) else -1.0 for norm in norms]  # NoNorms have none
+    one = eps[: len(eps) // count]
+    return one if one * count == eps else None
 
 
 def _match(before: Parameters, behind: Parameters, from_bottleneck: bool) -> bool:

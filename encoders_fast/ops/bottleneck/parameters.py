@@ -45,6 +45,20 @@ class Parameters(NamedTuple):
     """One for each norm, negative for one that only scales and shifts."""
 
 
+class Sequences(NamedTuple):
+    """What the attention between the two ops is of, where all layers are one call."""
+
+    heads: int
+    scale: float
+    """Of the scores."""
+    lengths: list[int]
+    """In tokens, at least one each. The sequences lie end to end in h."""
+    keys: Tensor | None = None
+    """bool [tokens of all sequences], contiguous, False where a key is hidden; None where none is."""
+    head_factors: Tensor | None = None
+    """float32 [layers, sequences, heads], contiguous: of the heads' outputs."""
+
+
 def pack(*projections: Sequence[Tensor | float | None]) -> Parameters:
     """Projections and NormedProjections, or plain tuples like them, in the order in which they come."""
     parameters = Parameters([], [], [], [])
@@ -56,6 +70,12 @@ def pack(*projections: Sequence[Tensor | float | None]) -> Parameters:
             parameters.norms.extend((norm_weight, norm_bias))  # type: ignore[arg-type]
             parameters.eps.append(-1.0 if not eps or eps[0] is None else float(eps[0]))
     return parameters
+
+
+def of_layers(tensors: list[Tensor], count: int) -> list[list[Tensor]]:
+    """A list of `count` layers' tensors, cut into theirs."""
+    each = len(tensors) // count
+    return [tensors[i * each : (i + 1) * each] for i in range(count)]
 
 
 def in_autocast(parameters: Parameters, device: torch.device) -> Parameters:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -24,17 +25,24 @@ _ops = torch.ops.encoders_fast_native
 class _Entry(NamedTuple):
     storages: tuple[weakref.ref[torch.UntypedStorage], ...]
     """Not the weights: a tensor that is referred to weakly cannot be swapped with another."""
-    stamps: tuple[Any, ...]
+    stamps: list[Any]
     sample: Any
     packed: Tensor
+    memory: int
+    """Where it is: parts of one tensor are one memory."""
     nbytes: int
+    """Of the whole memory."""
 
 
 _entries: dict[tuple[Any, ...], _Entry] = {}
 
 
-def _stamp(weight: Tensor) -> tuple[Any, ...]:
-    return weight._version, weight.data_ptr(), weight.device, weight.dtype, weight.shape, weight.stride()
+_ATTRIBUTES = attrgetter("_version", "device", "dtype", "shape")
+
+
+def _stamps(weights: tuple[Tensor, ...]) -> list[Any]:
+    """By the list: MobileBERT's layers have 360 weights, and this takes 0.1 ms for them."""
+    return [*map(_ATTRIBUTES, weights), *map(Tensor.data_ptr, weights), *map(Tensor.stride, weights)]
 
 
 def _sample(weights: tuple[Tensor, ...]) -> Any:
@@ -48,23 +56,30 @@ def packed(layout: str, weights: tuple[Tensor, ...], pack: Callable[[Sequence[Te
 
     `layout` names what `pack` makes. An inference tensor has no version counter: it must not come here.
     """
-    key = (layout, *map(id, weights))
-    stamps = tuple(map(_stamp, weights))
-    entry = _entries.get(key)
-    sample = _sample(weights)
-    if entry is not None and entry.stamps == stamps and entry.sample == sample:
+    entry = _entries.get((layout, *map(id, weights)))
+    if entry is not None and entry.stamps == _stamps(weights) and entry.sample == _sample(weights):
         return entry.packed
     with torch.inference_mode(False), torch.no_grad():  # two threads may both come here, and pack the same
         tensor = pack([weight.detach() for weight in weights])
-    storages = tuple(weakref.ref(w.untyped_storage(), lambda _: _entries.pop(key, None)) for w in weights)
-    nbytes = tensor.nbytes if tensor.layout == torch.strided else sum(weight.nbytes for weight in weights)
-    _entries[key] = _Entry(storages, stamps, sample, tensor, nbytes)
+    keep(layout, weights, tensor)
     return tensor
+
+
+def keep(layout: str, weights: tuple[Tensor, ...], tensor: Tensor) -> None:
+    """From now on `tensor`, which may be a part of a larger one, is what `packed` finds."""
+    key = (layout, *map(id, weights))
+    storages = tuple(weakref.ref(w.untyped_storage(), lambda _: _entries.pop(key, None)) for w in weights)
+    if tensor.layout == torch.strided:
+        storage = tensor.untyped_storage()
+        memory, nbytes = storage.data_ptr(), storage.nbytes()
+    else:
+        memory, nbytes = id(tensor), sum(weight.nbytes for weight in weights)
+    _entries[key] = _Entry(storages, _stamps(weights), _sample(weights), tensor, memory, nbytes)
 
 
 def packed_bytes() -> int:
     """The memory of all packed weights, in bytes."""
-    return sum(entry.nbytes for entry in list(_entries.values()))
+    return sum({entry.memory: entry.nbytes for entry in list(_entries.values())}.values())
 
 
 def clear_packed() -> None:
