@@ -40,6 +40,19 @@ class Panels {
   Storage operand_;
 };
 
+// Whether each layer's vectors are of the first one's widths and all of one dtype.
+bool alike(std::initializer_list<const Tensors*> lists, int64_t layers) {
+  const auto dtype = (*lists.begin())->front().scalar_type();
+  for (const Tensors* list : lists) {
+    const size_t each = list->size() / layers;
+    for (size_t i = 0; i < list->size(); i++) {
+      const Tensor& vector = (*list)[i];
+      if (vector.dim() != 1 || vector.size(0) != (*list)[i % each].size(0) || vector.scalar_type() != dtype) return false;
+    }
+  }
+  return true;
+}
+
 // Biases and norms of all layers, in float32.
 std::vector<Vectors> vectors_of(const Tensors& biases, const Tensors& norms, int64_t layers) {
   const int64_t of_biases = biases.size() / layers, of_norms = norms.size() / layers;
@@ -92,6 +105,7 @@ Tensor layers(const Tensor& h_, const Tensor& packed, Tensors input_biases, Tens
   s.blocks = s.ffn_norms - 1 - bottleneck;
   s.narrow_outputs = from_bottleneck ? 3 : shared ? 2 : 0;
   const int64_t count = ffn_biases.size() / s.ffn_biases(), rows = h.numel() / s.H, workers = workers_for_rows(rows);
+  if (!alike({&input_biases, &input_norms, &ffn_biases, &ffn_norms}, count)) return torch::stable::new_empty(h, {0});
   const std::vector<Vectors> of_input = vectors_of(input_biases, input_norms, count), of_ffn = vectors_of(ffn_biases, ffn_norms, count);
 
   Tensor y = torch::stable::new_empty(h, std::vector<int64_t>(h.sizes().begin(), h.sizes().end()));

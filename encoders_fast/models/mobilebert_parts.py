@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as hooks
 from transformers.activations import ACT2FN
 
-from ..ops.bottleneck.parameters import Parameters, of_layers
+from ..ops.bottleneck.parameters import Parameters, first_layer
 from .activations import fused_activation
 from .observers import unobserved
 
@@ -72,7 +72,7 @@ class Parts:
         self.activation: Any = None
         """The op's name for the activation function of all blocks; None where it has none. As of the last look."""
         self.signature: Any = None
-        """Shapes and dtypes that the ops can take."""
+        """Shapes and dtypes of the first layer that the ops can take."""
         self.input_linears: list[Any] = []
         self.input_norms: list[Any] = []
         self.ffn_linears: list[Any] = []
@@ -149,8 +149,7 @@ class Parts:
 
     def parameters(self) -> tuple[Parameters, Parameters] | None:
         """bottleneck_input's and bottleneck_ffn's, of all layers in lists, with the eps of one of them. None where
-        somebody would notice that the work of these modules is done by ops, or where the ops cannot do it, or not with
-        all layers alike."""
+        somebody would notice that the work of these modules is done by ops, or where the ops cannot do it."""
         self.activation = self._activation()
         if not (
             self.known
@@ -160,14 +159,13 @@ class Parts:
         ):
             return None
         tensors = self._tensors()
-        if not set(map(type, tensors)) <= _PLAIN_TENSORS:
-            return None
-        found = self._sorted(tensors)
+        found = self._sorted(tensors) if set(map(type, tensors)) <= _PLAIN_TENSORS else None
         if found is None:
             return None
-        signature = list(map(_SHAPE_AND_DTYPE, tensors))
+        first = found if len(self.layers) == 1 else tuple(first_layer(each, len(self.layers)) for each in found)
+        signature = [(t.shape, t.dtype) for parameters in first for tensors in parameters[:3] for t in tensors]
         if signature != self.signature:
-            if not self._match(found):
+            if not _match(*first, self.from_bottleneck):
                 return None
             self.signature = signature
         return found
@@ -191,25 +189,20 @@ class Parts:
             Parameters(tensors[one:both], tensors[both + one : 2 * both], tensors[norms:], eps[1]),
         )
 
-    def _match(self, found: tuple[Parameters, Parameters]) -> bool:
-        """Whether the first layer's go together, and the others are like it."""
-        count = len(self.layers)
-        cut = [[of_layers(tensors, count) for tensors in parameters[:3]] for parameters in found]
-        first = (
-            Parameters(*(tensors[0] for tensors in lists), parameters.eps)
-            for lists, parameters in zip(cut, found, strict=True)
+    def alike(self) -> bool:
+        """Whether all layers' parameters are like the first one's, of which alone `parameters` knows that they go
+        together: asking all of MobileBERT's takes 0.7 ms."""
+        found = self._sorted(self._tensors())
+        return found is not None and all(
+            [*map(_SHAPE_AND_DTYPE, tensors)] == len(self.layers) * [*map(_SHAPE_AND_DTYPE, first)]
+            for each in found
+            for tensors, first in zip(each[:3], first_layer(each, len(self.layers))[:3], strict=True)
         )
-        alike = all(
-            list(map(_SHAPE_AND_DTYPE, tensors)) == list(map(_SHAPE_AND_DTYPE, lists[0]))
-            for lists in chain.from_iterable(cut)
-            for tensors in lists[1:]
-        )
-        return alike and _match(*first, self.from_bottleneck)
 
     def _bare(self) -> bool:
         """Whether no module has any hook or a forward of its own: then nothing of it has to be looked at."""
         return not torch.compiler.is_compiling() and not (
-            any(chain.from_iterable(map(_HOOKS, self.held)))
+            any(chain.from_iterable(map(_HOOKS if torch.is_grad_enabled() else _FORWARD_HOOKS, self.held)))
             or any(map(contains, self.held, repeat("forward")))
             or any(map(bool, _GLOBAL_HOOKS))
         )
@@ -235,6 +228,7 @@ _TRAINING = attrgetter("training")
 _SHAPE_AND_DTYPE = attrgetter("shape", "dtype")
 _PARAMETERS = itemgetter("_parameters")
 _HOOKS = itemgetter("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_FORWARD_HOOKS = itemgetter("_forward_pre_hooks", "_forward_hooks")  # without gradients the others see nothing
 _GLOBAL_HOOKS = (
     hooks._global_forward_hooks,
     hooks._global_forward_pre_hooks,

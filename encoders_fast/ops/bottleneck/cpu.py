@@ -5,7 +5,7 @@ Weights that multiply the same input are packed together and kept as packed_line
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from ... import _native
 from ..._dispatch import Key
 from ..packed_linear.checks import ACTIVATIONS
-from ..packed_linear.packing import keep, packed
+from ..packed_linear.packing import keep, kept, packed
 from .parameters import Parameters, Sequences, of_layers
 
 _ops = torch.ops.encoders_fast_native
@@ -94,9 +94,12 @@ def bottleneck_ffn(
     )
 
 
-def _panels_of_layers(before: Parameters, behind: Parameters, count: int, from_bottleneck: bool) -> Tensor:
+def _panels_of_layers(
+    before: Parameters, behind: Parameters, count: int, from_bottleneck: bool, alike: Callable[[], bool]
+) -> Tensor | None:
     """Those of all groups in the order of their use, in one tensor. A layer alone finds its own ones in there."""
     lists = before.matrices, behind.matrices
+    weights = *lists[0], *lists[1]
 
     def pack(_: Sequence[Tensor]) -> Tensor:
         of_input, of_ffn = (of_layers(matrices, count) for matrices in lists)
@@ -112,7 +115,8 @@ def _panels_of_layers(before: Parameters, behind: Parameters, count: int, from_b
             keep("bottleneck", group, part.copy_(_pack(group)))
         return panels
 
-    return packed("bottleneck layers", (*lists[0], *lists[1]), pack)
+    panels = kept("bottleneck layers", weights)
+    return packed("bottleneck layers", weights, pack) if panels is None and alike() else panels
 
 
 _PANEL = 64
@@ -132,9 +136,13 @@ def bottleneck_layers(
     from_bottleneck: bool,
     activation: str,
     sequences: Sequences,
-) -> Tensor:
-    panels = _panels_of_layers(before, behind, count, from_bottleneck)
-    return _ops.bottleneck_layers.default(
+    alike: Callable[[], bool],
+) -> Tensor | None:
+    """None where layers differ: `alike` tells, and is asked before weights are packed, as kept ones have not changed."""
+    panels = _panels_of_layers(before, behind, count, from_bottleneck, alike)
+    if panels is None:
+        return None
+    y = _ops.bottleneck_layers.default(
         h,
         panels,
         *before[1:],
@@ -147,3 +155,4 @@ def bottleneck_layers(
         sequences.keys,
         sequences.head_factors,
     )
+    return y if y.numel() else None  # it has looked at biases and norms

@@ -78,6 +78,12 @@ def of_layers(tensors: list[Tensor], count: int) -> list[list[Tensor]]:
     return [tensors[i * each : (i + 1) * each] for i in range(count)]
 
 
+def first_layer(parameters: Parameters, count: int) -> Parameters:
+    """Of those of `count` layers, with the eps of one."""
+    matrices, biases, norms, eps = parameters
+    return Parameters(*(tensors[: len(tensors) // count] for tensors in (matrices, biases, norms)), eps)
+
+
 def in_autocast(parameters: Parameters, device: torch.device) -> Parameters:
     """Under autocast, matrices are in its dtype, as those of torch's own products are."""
     if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):

@@ -56,13 +56,21 @@ def packed(layout: str, weights: tuple[Tensor, ...], pack: Callable[[Sequence[Te
 
     `layout` names what `pack` makes. An inference tensor has no version counter: it must not come here.
     """
-    entry = _entries.get((layout, *map(id, weights)))
-    if entry is not None and entry.stamps == _stamps(weights) and entry.sample == _sample(weights):
-        return entry.packed
+    found = kept(layout, weights)
+    if found is not None:
+        return found
     with torch.inference_mode(False), torch.no_grad():  # two threads may both come here, and pack the same
         tensor = pack([weight.detach() for weight in weights])
     keep(layout, weights, tensor)
     return tensor
+
+
+def kept(layout: str, weights: tuple[Tensor, ...]) -> Tensor | None:
+    """What is in the store, if it is still right."""
+    entry = _entries.get((layout, *map(id, weights)))
+    if entry is None or entry.stamps != _stamps(weights) or entry.sample != _sample(weights):
+        return None
+    return entry.packed
 
 
 def keep(layout: str, weights: tuple[Tensor, ...], tensor: Tensor) -> None:
