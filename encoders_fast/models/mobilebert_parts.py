@@ -142,7 +142,7 @@ class Parts:
         activations = self.activations()
         kinds = set(map(type, activations))
         if kinds <= _NAMES_OF_CLASSES.keys():  # as a rule: nothing of these changes their function
-            names = {_NAMES_OF_CLASSES[kind] for kind in kinds}
+            names: set[str | None] = {_NAMES_OF_CLASSES[kind] for kind in kinds}
         else:
             names = set(map(op_activation, activations))
         return names.pop() if len(names) == 1 else None
@@ -162,10 +162,11 @@ class Parts:
         found = self._sorted(tensors) if set(map(type, tensors)) <= _PLAIN_TENSORS else None
         if found is None:
             return None
-        first = found if len(self.layers) == 1 else tuple(first_layer(each, len(self.layers)) for each in found)
-        signature = [(t.shape, t.dtype) for parameters in first for tensors in parameters[:3] for t in tensors]
+        before, behind = (first_layer(each, len(self.layers)) for each in found)
+        firsts = (*before[:3], *behind[:3])
+        signature = [(tensor.shape, tensor.dtype) for tensors in firsts for tensor in tensors]
         if signature != self.signature:
-            if not _match(*first, self.from_bottleneck):
+            if not _match(before, behind, self.from_bottleneck):
                 return None
             self.signature = signature
         return found

@@ -29,8 +29,9 @@ def all_layers(encoder: Any, h: Tensor, mask: Mask, head_masks: list[Tensor | No
     keys = None if mask.keys is None or mask.real is not None else padded_keys(mask.keys, h.shape[1]).contiguous()
     factors = _factors(head_masks, list(kept_heads), len(lengths))
     sequences = Sequences(len(kept_heads), scaling, lengths, keys, factors)
-    options = parts.from_bottleneck, parts.activation, sequences, parts.alike
-    return packed_layers(h, *parameters, len(parts.layers), *options)
+    return packed_layers(
+        h, *parameters, len(parts.layers), parts.from_bottleneck, parts.activation, sequences, parts.alike
+    )
 
 
 def _factors(head_masks: list[Tensor | None], kept_heads: list[int], sequences: int) -> Tensor | None:

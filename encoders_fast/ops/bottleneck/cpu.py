@@ -138,7 +138,7 @@ def bottleneck_layers(
     sequences: Sequences,
     alike: Callable[[], bool],
 ) -> Tensor | None:
-    """None where layers differ: `alike` tells, and is asked before weights are packed, as kept ones have not changed."""
+    """None where layers differ. `alike` tells, and is asked before weights are packed: kept ones have not changed."""
     panels = _panels_of_layers(before, behind, count, from_bottleneck, alike)
     if panels is None:
         return None

@@ -33,8 +33,9 @@ def packed_layers(
 ) -> Tensor | None:
     """h behind `count` layers, without checks, for callers whose parameters are plain tensors of the right shapes.
 
-    `before` and `behind` have one layer's tensors after the other's, and the eps of one of them. Those of the first layer
-    go together; `alike()` says whether the others are of its shapes and dtypes. h must be one that `plainly` takes.
+    `before` and `behind` have one layer's tensors after the other's, and the eps of one of them. Those of the first
+    layer go together; `alike()` says whether the others are of its shapes and dtypes. h must be one that `plainly`
+    takes.
 
     None where the layers have to be called one by one: where they are not alike, or parameters are inference tensors or
     biases and norms of several dtypes, or where the backend of one of the ops is not `cpu`.

@@ -80,8 +80,8 @@ def of_layers(tensors: list[Tensor], count: int) -> list[list[Tensor]]:
 
 def first_layer(parameters: Parameters, count: int) -> Parameters:
     """Of those of `count` layers, with the eps of one."""
-    matrices, biases, norms, eps = parameters
-    return Parameters(*(tensors[: len(tensors) // count] for tensors in (matrices, biases, norms)), eps)
+    matrices, biases, norms = (tensors[: len(tensors) // count] for tensors in parameters[:3])
+    return Parameters(matrices, biases, norms, parameters.eps)
 
 
 def in_autocast(parameters: Parameters, device: torch.device) -> Parameters:
