@@ -18,7 +18,7 @@ def all_layers(encoder: Any, h: Tensor, mask: Mask, head_masks: list[Tensor | No
     if not plainly(h) or mask.pairs is not None or mask.first_query is not None or not head_masks:
         return None
     parts: Parts = encoder.parts()
-    attentions = {(own.config._attn_implementation, tuple(own.kept_heads), own.scaling) for own in parts.own}
+    attentions = {(own.config._attn_implementation, _kept_heads(own), own.scaling) for own in parts.own}
     if len(attentions) > 1 or parts.drops():
         return None
     implementation, kept_heads, scaling = attentions.pop()
@@ -32,6 +32,10 @@ def all_layers(encoder: Any, h: Tensor, mask: Mask, head_masks: list[Tensor | No
     return packed_layers(
         h, *parameters, len(parts.layers), parts.from_bottleneck, parts.activation, sequences, parts.alike
     )
+
+
+def _kept_heads(own: Any) -> tuple[int, ...]:
+    return tuple(own.kept_heads) if hasattr(own, "kept_heads") else tuple(range(own.num_attention_heads))
 
 
 def _factors(head_masks: list[Tensor | None], kept_heads: list[int], sequences: int) -> Tensor | None:

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.mobilebert import modeling_mobilebert as stock
 
 from ... import _dropout
 from ...ops.bottleneck.op import packed_ffn, packed_input
 from ..language_heads import MobileBertLanguageHead
+from ..masks import EVERYTHING
 from ..mobilebert_parts import HasParts
+from ..mobilebert_stack import all_layers
 from .replacement import Replacement
 
 
@@ -57,6 +60,25 @@ class MobileBertLayer(HasParts, Replacement, stock.MobileBertLayer):
         return packed_ffn(context.flatten(2), u0, stream, parameters[1], parts.activation, dropout_p, rng_state)
 
 
+class MobileBertEncoder(HasParts, Replacement, stock.MobileBertEncoder):
+    """All layers in one call where nothing is padded and nobody looks between them."""
+
+    work = "one native call for all layers, in inference on the CPU without padding"
+    whole = False
+    kept = ("_parts",)
+    plain = MobileBertLayer.plain | {MobileBertLayer}
+
+    def layers_with_parts(self) -> list[Any]:
+        return list(self.layer)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        if attention_mask is None and not kwargs:
+            h = all_layers(self, hidden_states, EVERYTHING, [None] * len(self.layer))
+            if h is not None:
+                return BaseModelOutput(last_hidden_state=h)
+        return super().forward(hidden_states, attention_mask, **kwargs)
+
+
 def _attention_function(name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     return stock.eager_attention_forward if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
 
@@ -75,4 +97,4 @@ class MobileBertLMPredictionHead(Replacement, stock.MobileBertLMPredictionHead):
         return MobileBertLanguageHead.forward(self, hidden_states)  # type: ignore[arg-type]
 
 
-REPLACEMENTS = (MobileBertLayer, MobileBertLMPredictionHead)
+REPLACEMENTS = (MobileBertEncoder, MobileBertLayer, MobileBertLMPredictionHead)
