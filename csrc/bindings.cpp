@@ -63,7 +63,7 @@ STABLE_TORCH_LIBRARY(encoders_fast_native, library) {
       " Tensor? rng_state) -> Tensor");
   // All layers in a row with attention between the two, of sequences of such lengths that lie end to end in h. The lists have
   // those of one layer after those of another, `eps` are of one, and `panels` are those of the two above in the order in which
-  // they take them. key_real is [rows], head_factors float32 [layers, sequences, heads].
+  // they take them. key_real is [rows], head_factors float32 [layers, sequences, heads]. Empty where layers differ.
   library.def(
       "bottleneck_layers(Tensor h, Tensor panels, Tensor[] input_biases, Tensor[] input_norms, float[] input_eps,"
       " bool from_bottleneck, Tensor[] ffn_biases, Tensor[] ffn_norms, float[] ffn_eps, int activation, int heads, float scale,"

@@ -14,14 +14,26 @@ namespace {
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 
+// All layers' biases and norms in front of the attention, or behind it: one layer's after the other's. eps are of one.
+struct Lists {
+  Tensors biases, norms;
+  std::vector<double> eps;
+};
+
 // What all layers have alike.
 struct Shape {
-  int64_t H, D, A, F, blocks, narrow_outputs;
-  bool bottleneck;
-  int64_t input_norms, ffn_norms;  // of one layer
+  int64_t layers, rows, H, D, A, F, blocks;
+  bool bottleneck, shared, from_bottleneck;
+  Storage storage, operand;
 
-  int64_t input_biases() const { return 3 + input_norms; }
-  int64_t ffn_biases() const { return 1 + 2 * blocks + bottleneck; }
+  Shape(const Tensor& h, const Tensor& packed, const Lists& input, const Lists& ffn, bool from_bottleneck)
+      : rows(h.numel() / h.size(h.dim() - 1)), H(h.size(h.dim() - 1)), D(ffn.biases[0].size(0)), A(input.biases[0].size(0)),
+        F(ffn.biases[1].size(0)), bottleneck(!input.eps.empty()), shared(input.eps.size() > 1),
+        from_bottleneck(from_bottleneck), storage(storage_of(h, "bottleneck")), operand(storage_of(packed, "bottleneck")) {
+    blocks = ffn.eps.size() - 1 - bottleneck;
+    layers = ffn.biases.size() / (1 + 2 * blocks + bottleneck);
+  }
+  int64_t narrow_outputs() const { return from_bottleneck ? 3 : shared ? 2 : 0; }
 };
 
 // A layer's panels lie in the order of their use, and those of the next one behind them.
@@ -53,119 +65,132 @@ bool alike(std::initializer_list<const Tensors*> lists, int64_t layers) {
   return true;
 }
 
-// Biases and norms of all layers, in float32.
-std::vector<Vectors> vectors_of(const Tensors& biases, const Tensors& norms, int64_t layers) {
-  const int64_t of_biases = biases.size() / layers, of_norms = norms.size() / layers;
+// In float32.
+std::vector<Vectors> vectors_of(const Lists& lists, int64_t layers) {
+  const size_t biases = lists.biases.size() / layers, norms = lists.norms.size() / layers;
   std::vector<Vectors> vectors(layers);
   torch::stable::parallel_for(0, layers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++)
-      vectors[i] = Vectors({biases.data() + i * of_biases, size_t(of_biases)}, {norms.data() + i * of_norms, size_t(of_norms)});
+      vectors[i] = Vectors({lists.biases.data() + i * biases, biases}, {lists.norms.data() + i * norms, norms});
   });
   return vectors;
 }
 
-// What passes between the parts of a layer, and the memory of its workers.
-struct Room {
+// Memory from a cache line on.
+class Block {
+ public:
+  Block(const Tensor& like, int64_t bytes) : tensor_(floats(like, bytes / 4 + 16)) {}
+  char* begin() const {
+    return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(tensor_.mutable_data_ptr()) + 63) / 64 * 64);
+  }
+
+ private:
+  Tensor tensor_;
+};
+
+// What passes between the parts of a layer.
+struct Passed {
   char *q, *k, *v, *context, *u0;
   float* log_sum_exp;
 
-  void lay_out(Parts& parts, const Shape& s, int64_t rows, int64_t heads, int64_t bytes) {
-    for (char** each : {&q, &k, &v, &context}) *each = parts.take(rows * s.A * bytes);
-    u0 = s.bottleneck ? parts.take(rows * s.D * bytes) : nullptr;
-    log_sum_exp = parts.take<float>(rows * heads * 4);
+  void lay_out(Parts& parts, const Shape& s, int64_t heads) {
+    for (char** each : {&q, &k, &v, &context}) *each = parts.take(s.rows * s.A * bytes_of(s.storage));
+    u0 = s.bottleneck ? parts.take(s.rows * s.D * bytes_of(s.storage)) : nullptr;
+    log_sum_exp = parts.take<float>(s.rows * heads * 4);
   }
 };
 
-struct Layers {
-  std::vector<Input> inputs;
-  std::vector<Ffn> ffns;
+class Layers {
+ public:
+  // The first layer reads h, all others and all results are in y.
+  Layers(const Shape& s, const Lists& input, const Lists& ffn, Panels panels, const Passed& passed, const char* h, char* y,
+         Activation activation)
+      : vectors_{vectors_of(input, s.layers), vectors_of(ffn, s.layers)} {
+    Gather *const gather = EF_SELECT(gather)(s.storage, s.operand), *const widen = EF_SELECT(gather)(s.storage, Storage::float32);
+    Normalized* const normalize = EF_SELECT(normalize)(s.storage, s.operand);
+    Activated* const store = EF_SELECT(activate)(s.storage, Activation::none);
+    Activated* const activate = EF_SELECT(activate)(s.operand, activation);
+    for (int64_t i = 0; i < s.layers; i++) {
+      const char* const stream = i == 0 ? h : y;
+      const Product wide = panels.take(panels_of(s.D) * (s.bottleneck + s.shared) + panels_of(s.A) * (3 - s.narrow_outputs()), s.H);
+      const Product narrow = panels.take(panels_of(s.A) * s.narrow_outputs(), s.D);
+      inputs_.push_back({stream, passed.q, passed.k, passed.v, passed.u0, s.H, s.D, s.A, s.shared, s.from_bottleneck, wide, narrow,
+                         &vectors_[0][i], &input.eps, s.storage, gather, normalize, store});
+      const Product output = panels.take(panels_of(s.D), s.A);
+      const Product expand = panels.take(panels_of(s.F) * s.blocks + (s.bottleneck ? panels_of(s.H) : 0), s.D);
+      const Product contract = panels.take(panels_of(s.D) * s.blocks, s.F);
+      ffns_.push_back({passed.context, s.bottleneck ? passed.u0 : stream, s.bottleneck ? stream : nullptr, y,
+                       s.bottleneck ? s.H : 0, s.D, s.A, s.F, s.blocks, output, expand, contract, &vectors_[1][i], &ffn.eps,
+                       std::nullopt, std::nullopt, s.storage, gather, widen, activate, normalize});
+    }
+  }
 
-  void lay_out(Parts& parts, Input::Memory& input, Ffn::Memory& ffn) const {
-    inputs[0].lay_out(parts, input);
-    ffns[0].lay_out(parts, ffn);
+  struct Memory { Input::Memory input; Ffn::Memory ffn; };
+  void lay_out(Parts& parts, Memory& memory) const {
+    inputs_[0].lay_out(parts, memory.input);
+    ffns_[0].lay_out(parts, memory.ffn);
   }
 
   // Layer i behind its attention, and the next one in front of it; layer -1 is what comes before all.
-  void run(int64_t i, Tile tile, const Input::Memory& input, const Ffn::Memory& ffn) const {
-    if (i >= 0) ffns[i].run(tile, ffn);
-    if (i + 1 < int64_t(inputs.size())) inputs[i + 1].run(tile, input);
+  void run(int64_t i, Tile tile, const Memory& memory) const {
+    if (i >= 0) ffns_[i].run(tile, memory.ffn);
+    if (i + 1 < int64_t(inputs_.size())) inputs_[i + 1].run(tile, memory.input);
   }
+
+ private:
+  std::vector<Vectors> vectors_[2];  // of inputs_, of ffns_
+  std::vector<Input> inputs_;
+  std::vector<Ffn> ffns_;
 };
 
+void run(const Shape& s, const Layers& layers, const Attention& attention, const float* head_factors, int64_t factors_of_layer,
+         int64_t workers, const Tensor& like) {
+  Layers::Memory memory;
+  Parts of_tile(nullptr);
+  layers.lay_out(of_tile, memory);
+  const int64_t tile_bytes = of_tile.taken(), each = tile_bytes + attention.worker_bytes();
+  const Block block(like, workers * each);
+  char* const begin = block.begin();
+  // Rows of a tile that are not there are multiplied all the same: let them be zeros at first.
+  if (s.rows % least_rows) on_each_worker(workers, [&](int64_t worker) { std::memset(begin + worker * each, 0, tile_bytes); });
+  for (int64_t i = -1; i < s.layers; i++) {
+    if (i >= 0) {
+      std::atomic<int64_t> next{0};
+      const float* const factors = head_factors ? head_factors + i * factors_of_layer : nullptr;
+      on_each_worker(workers, [&](int64_t worker) { attention.run(next, factors, begin + worker * each + tile_bytes); });
+    }
+    on_each_worker(workers, [&](int64_t worker) {
+      Layers::Memory own;
+      Parts parts(begin + worker * each);
+      layers.lay_out(parts, own);
+      for_tiles(s.rows, workers, worker, [&](Tile tile) { layers.run(i, tile, own); });
+      brgemm_release(s.operand == Storage::bfloat16);
+    });
+  }
+}
+
+// Empty where the layers' biases and norms are not alike. key_real and head_factors are dense.
 Tensor layers(const Tensor& h_, const Tensor& packed, Tensors input_biases, Tensors input_norms, std::vector<double> input_eps,
               bool from_bottleneck, Tensors ffn_biases, Tensors ffn_norms, std::vector<double> ffn_eps, int64_t activation,
               int64_t heads, double scale, std::vector<int64_t> lengths, std::optional<Tensor> key_real,
               std::optional<Tensor> head_factors) {
   const Tensor h = dense(h_);
-  const Storage storage = storage_of(h, "bottleneck"), operand = storage_of(packed, "bottleneck");
-  const bool shared = input_eps.size() > 1, bottleneck = !input_eps.empty();
-  Shape s{};
-  s.H = h.size(h.dim() - 1), s.A = input_biases[0].size(0), s.D = ffn_biases[0].size(0), s.F = ffn_biases[1].size(0);
-  s.bottleneck = bottleneck, s.input_norms = input_eps.size(), s.ffn_norms = ffn_eps.size();
-  s.blocks = s.ffn_norms - 1 - bottleneck;
-  s.narrow_outputs = from_bottleneck ? 3 : shared ? 2 : 0;
-  const int64_t count = ffn_biases.size() / s.ffn_biases(), rows = h.numel() / s.H, workers = workers_for_rows(rows);
-  if (!alike({&input_biases, &input_norms, &ffn_biases, &ffn_norms}, count)) return torch::stable::new_empty(h, {0});
-  const std::vector<Vectors> of_input = vectors_of(input_biases, input_norms, count), of_ffn = vectors_of(ffn_biases, ffn_norms, count);
-
+  const Lists input{input_biases, input_norms, input_eps}, ffn{ffn_biases, ffn_norms, ffn_eps};
+  const Shape s(h, packed, input, ffn, from_bottleneck);
+  if (!alike({&input.biases, &input.norms, &ffn.biases, &ffn.norms}, s.layers)) return torch::stable::new_empty(h, {0});
   Tensor y = torch::stable::new_empty(h, std::vector<int64_t>(h.sizes().begin(), h.sizes().end()));
-  char* const out = static_cast<char*>(y.mutable_data_ptr());
-  Room room{};
+  Passed passed{};
   Parts measured(nullptr);
-  room.lay_out(measured, s, rows, heads, bytes_of(storage));
-  const Tensor passed = floats(h, measured.taken() / 4 + 16);
-  const auto aligned = [](const Tensor& t) {
-    return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(t.mutable_data_ptr()) + 63) / 64 * 64);
-  };
-  Parts parts(aligned(passed));
-  room.lay_out(parts, s, rows, heads, bytes_of(storage));
-
-  Layers layers;
-  Panels panels(packed);
-  for (int64_t i = 0; i < count; i++) {
-    const char* const stream = i == 0 ? static_cast<const char*>(h.const_data_ptr()) : out;
-    const int64_t wide = panels_of(s.D) * s.input_norms + panels_of(s.A) * (3 - s.narrow_outputs);
-    const Product of_wide = panels.take(wide, s.H), of_narrow = panels.take(panels_of(s.A) * s.narrow_outputs, s.D);
-    layers.inputs.push_back({stream, room.q, room.k, room.v, room.u0, s.H, s.D, s.A, shared, from_bottleneck, of_wide, of_narrow,
-                             &of_input[i], &input_eps, storage, EF_SELECT(gather)(storage, operand),
-                             EF_SELECT(normalize)(storage, operand), EF_SELECT(activate)(storage, Activation::none)});
-    const Product output = panels.take(panels_of(s.D), s.A);
-    const Product expand = panels.take(panels_of(s.F) * s.blocks + (bottleneck ? panels_of(s.H) : 0), s.D);
-    const Product contract = panels.take(panels_of(s.D) * s.blocks, s.F);
-    layers.ffns.push_back({room.context, bottleneck ? room.u0 : stream, bottleneck ? stream : nullptr, out, bottleneck ? s.H : 0,
-                           s.D, s.A, s.F, s.blocks, output, expand, contract, &of_ffn[i], &ffn_eps, std::nullopt, std::nullopt,
-                           storage, EF_SELECT(gather)(storage, operand), EF_SELECT(gather)(storage, Storage::float32),
-                           EF_SELECT(activate)(operand, static_cast<Activation>(activation)),
-                           EF_SELECT(normalize)(storage, operand)});
-  }
-
-  const Attention attention({storage, heads, s.A / heads, lengths, float(scale), room.q, room.k, room.v, room.context,
-                             room.log_sum_exp, key_real ? key_real->const_data_ptr<bool>() : nullptr}, workers);
-  Input::Memory input_memory;
-  Ffn::Memory ffn_memory;
-  Parts of_tile(nullptr);
-  layers.lay_out(of_tile, input_memory, ffn_memory);
-  const int64_t tile_bytes = of_tile.taken(), worker_bytes = tile_bytes + attention.worker_bytes();
-  const Tensor memory = floats(h, workers * worker_bytes / 4 + 16);
-  char* const begin = aligned(memory);
-  // Rows of a tile that are not there are multiplied all the same: let them be zeros.
-  if (rows % least_rows) on_each_worker(workers, [&](int64_t worker) { std::memset(begin + worker * worker_bytes, 0, tile_bytes); });
-
-  for (int64_t i = -1; i < count; i++) {
-    if (i >= 0) {
-      std::atomic<int64_t> next{0};
-      const float* const factors = head_factors ? head_factors->const_data_ptr<float>() + i * lengths.size() * heads : nullptr;
-      on_each_worker(workers, [&](int64_t worker) { attention.run(next, factors, begin + worker * worker_bytes + tile_bytes); });
-    }
-    on_each_worker(workers, [&](int64_t worker) {
-      Input::Memory input;
-      Ffn::Memory ffn;
-      Parts own(begin + worker * worker_bytes);
-      layers.lay_out(own, input, ffn);
-      for_tiles(rows, workers, worker, [&](Tile tile) { layers.run(i, tile, input, ffn); });
-      brgemm_release(operand == Storage::bfloat16);
-    });
-  }
+  passed.lay_out(measured, s, heads);
+  const Block block(h, measured.taken());
+  Parts parts(block.begin());
+  passed.lay_out(parts, s, heads);
+  const Layers layers(s, input, ffn, Panels(packed), passed, static_cast<const char*>(h.const_data_ptr()),
+                      static_cast<char*>(y.mutable_data_ptr()), static_cast<Activation>(activation));
+  const int64_t workers = workers_for_rows(s.rows);
+  const Attention attention({s.storage, heads, s.A / heads, lengths, float(scale), passed.q, passed.k, passed.v, passed.context,
+                             passed.log_sum_exp, key_real ? key_real->const_data_ptr<bool>() : nullptr}, workers);
+  run(s, layers, attention, head_factors ? head_factors->const_data_ptr<float>() : nullptr, lengths.size() * heads, workers, h);
   return y;
 }
 
