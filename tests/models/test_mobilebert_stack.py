@@ -324,3 +324,21 @@ def test_copies_are_packed_for_themselves(calls):
     assert not torch.equal(twin(**inputs).last_hidden_state, expected)
     assert torch.equal(model(**inputs).last_hidden_state, expected)
     assert all(calls)
+
+
+@torch.no_grad()
+def test_accelerated(calls):
+    """The same for transformers' own, where nothing is padded."""
+    stock, _ = pair(NAME)
+    inputs = tokens(stock, 2, 19)
+    plain, right = stock(**inputs).last_hidden_state, exact(stock)(**inputs).last_hidden_state
+    model = encoders_fast.accelerate(stock)
+    assert_as_good_as(model(**inputs).last_hidden_state, plain, right)
+    assert calls == [True]
+    assert len(model(**inputs, output_hidden_states=True).hidden_states) == model.config.num_hidden_layers + 1
+    padded = tokens(stock, 2, 19, [19, 4])
+    found = model(**padded).last_hidden_state
+    assert calls == [True]
+    encoders_fast.restore(model)
+    torch.testing.assert_close(found, model(**padded).last_hidden_state, rtol=1e-4, atol=1e-4)
+    assert "_parts" not in vars(model.encoder)
