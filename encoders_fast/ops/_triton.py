@@ -49,6 +49,16 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
+def precision(dtype: torch.dtype) -> str:
+    """How tensor cores multiply factors of `dtype`: float32 as three TF32 products, which are as good as its own, and
+    as one only where torch is told that this will do. AMD's have no TF32 of three."""
+    if dtype != torch.float32:
+        return "ieee"  # means nothing to half types
+    if torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return "tf32"
+    return "tf32x3" if torch.version.hip is None else "ieee"
+
+
 def launch(device: torch.device, kernel: Any, grid: Sequence[int], *arguments: Any, **constants: Any) -> None:
     """Starts `kernel` on the current stream of `device`. `constants` are its constexprs and triton's options."""
     options = constants | {"enable_fp_fusion": True}  # triton's default depends on its version

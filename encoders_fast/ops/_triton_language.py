@@ -56,3 +56,18 @@ def kept_in_fours(rng_state, block, threshold, ROWS: tl.constexpr, COLUMNS: tl.c
     w0, w1, w2, w3 = random_words(rng_state, block)
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
     return tl.reshape(words, (ROWS, COLUMNS)).to(tl.int64) >= threshold
+
+
+@triton.jit
+def add_up(sums, dweight, dbias, D, parts, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
+    """The gradients of two parameters [D] out of sums [parts, 2, D]: both behind each other, in a fixed order. Columns of
+    one program may be of both."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((PARTS, COLUMNS), tl.float32)
+    for first in range(0, parts, PARTS):
+        part = first + tl.arange(0, PARTS)
+        there = (part < parts)[:, None] & (column < 2 * D)[None, :]
+        total += tl.load(sums + part.to(tl.int64)[:, None] * 2 * D + column[None, :], there, 0.0)
+    result = rounded(tl.sum(total, 0), dweight.dtype.element_ty)
+    tl.store(dweight + column, result, column < D)
+    tl.store(dbias + column - D, result, (column >= D) & (column < 2 * D))

@@ -25,12 +25,30 @@ def _residual_layer_norm(D: int, dtype: torch.dtype, dropout_p: float) -> Callab
     return run
 
 
+def _fourier_mixing(shape: tuple[int, int, int], dtype: torch.dtype) -> Callable[[], list[Launch]]:
+    def run() -> list[Launch]:
+        from encoders_fast.ops.fourier_mixing import triton
+
+        x, weight = torch.empty(shape, dtype=dtype), torch.empty(shape[2], dtype=dtype)
+        with recorded(triton) as launches:
+            y, normalized, rstd = triton.fourier_mixing_layer_norm(x, weight, weight, 1e-12, "backward", True)
+            triton.fourier_mixing_layer_norm_backward(y, weight, normalized, rstd, "backward")
+        return launches
+
+    return run
+
+
 def _cases() -> Iterator[tuple[str, Callable[[], list[Launch]]]]:
     for D in (128, 768, 2560, 16384):
         for name, dtype in DTYPES.items():
             yield f"residual_layer_norm {D} {name}", _residual_layer_norm(D, dtype, 0.0)
     yield "residual_layer_norm 768 bfloat16 with dropout", _residual_layer_norm(768, torch.bfloat16, 0.1)
     yield "residual_layer_norm 771 float32 with dropout", _residual_layer_norm(771, torch.float32, 0.1)
+    for name, dtype in DTYPES.items():
+        yield f"fourier_mixing 8 512 768 {name}", _fourier_mixing((8, 512, 768), dtype)
+    for shape in ((8, 128, 768), (1, 4096, 1024), (2, 509, 1000)):
+        for name in ("float32", "bfloat16"):
+            yield f"fourier_mixing {' '.join(map(str, shape))} {name}", _fourier_mixing(shape, DTYPES[name])
 
 
 CASES.update(_cases())

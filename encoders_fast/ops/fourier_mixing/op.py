@@ -27,6 +27,7 @@ from torch.autograd import forward_ad
 
 from ... import _dispatch, _native
 from ..._dispatch import Backend, Key
+from .. import _triton
 from .._checks import check_tensors, promote
 from . import reference
 from .autograd import layer_norm_op, mixing_op
@@ -76,7 +77,7 @@ def _scale(x: Tensor, norm: str) -> float:
     return 1.0 / math.sqrt(x.shape[1] * x.shape[2]) if norm == "ortho" else 1.0
 
 
-# ---- backends, each named after its file: csrc/fourier_mixing/cpu.cpp, ./reference.py
+# ---- backends, each named after its file: csrc/fourier_mixing/cpu.cpp, ./triton.py, ./reference.py
 
 
 def _cpu_why_not(key: Key) -> str | None:
@@ -101,6 +102,30 @@ def _cpu_layer_norm_backward(dy: Tensor, weight: Tensor, normalized: Tensor, rst
     return native(dy, weight, normalized, rstd, _scale(dy, norm))
 
 
+def _triton_forward(*args: Any) -> Any:
+    from . import triton
+
+    return triton.fourier_mixing(*args)
+
+
+def _triton_layer_norm_why_not(key: Key) -> str | None:
+    if key.widths[0] > 16384:
+        return f"takes rows of up to 16384 elements; these have {key.widths[0]}"
+    return _triton.why_not(key)
+
+
+def _triton_layer_norm(*args: Any) -> Any:
+    from . import triton
+
+    return triton.fourier_mixing_layer_norm(*args)
+
+
+def _triton_layer_norm_backward(*args: Any) -> Any:
+    from . import triton
+
+    return triton.fourier_mixing_layer_norm_backward(*args)
+
+
 def _always(key: Key) -> None:
     return None
 
@@ -122,13 +147,18 @@ def _statics_layer_norm(
 
 _dispatch.define(
     "fourier_mixing",
-    [Backend("cpu", _cpu_why_not, _cpu_forward), Backend("reference", _always, reference.fourier_mixing)],
+    [
+        Backend("cpu", _cpu_why_not, _cpu_forward),
+        Backend("triton", _triton.why_not, _triton_forward),
+        Backend("reference", _always, reference.fourier_mixing),
+    ],
     _statics,
 )
 _dispatch.define(
     "fourier_mixing_layer_norm",
     [
         Backend("cpu", _cpu_why_not, _cpu_layer_norm, _cpu_layer_norm_backward),
+        Backend("triton", _triton_layer_norm_why_not, _triton_layer_norm, _triton_layer_norm_backward),
         Backend(
             "reference", _always, reference.fourier_mixing_layer_norm, reference.fourier_mixing_layer_norm_backward
         ),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..._dropout import scale
 from .._triton import launch, multiprocessors
-from .._triton_language import kept, kept_in_fours, rounded
+from .._triton_language import add_up, kept, kept_in_fours, rounded
 
 
 @triton.jit
@@ -93,20 +93,6 @@ def _backward(
     tl.store(at + D, dbias, column < D)
 
 
-@triton.jit
-def _add_up(sums, dweight, dbias, D, parts, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
-    """sums [parts, 2, D], both gradients behind each other: columns of one program may be of both."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((PARTS, COLUMNS), tl.float32)
-    for first in range(0, parts, PARTS):
-        part = first + tl.arange(0, PARTS)
-        there = (part < parts)[:, None] & (column < 2 * D)[None, :]
-        total += tl.load(sums + part.to(tl.int64)[:, None] * 2 * D + column[None, :], there, 0.0)
-    result = rounded(tl.sum(total, 0), dweight.dtype.element_ty)
-    tl.store(dweight + column, result, column < D)
-    tl.store(dbias + column - D, result, (column >= D) & (column < 2 * D))
-
-
 def _tile(D: int, elements: int) -> dict[str, int]:
     """Rows and columns of a program, 4096 elements where rows are narrower, and its warps: `elements` to a thread."""
     block = max(triton.next_power_of_2(D), 16)
@@ -175,7 +161,7 @@ def residual_layer_norm_backward(
     )
     launch(
         s.device,
-        _add_up,
+        add_up,
         [triton.cdiv(2 * D, 64)],
         *(sums, dweight, dbias, D, programs),
         COLUMNS=64,

@@ -1,0 +1,220 @@
+"""fourier_mixing in Triton: the transform over the tokens into half a spectrum, then over the width to whole rows.
+
+All intermediate values are float32, and half of x's elements in number. Products of half types are in TF32, which
+keeps as many bits as float16 and has the range that gradients need.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .._triton import launch, multiprocessors, precision
+from .._triton_language import add_up
+from . import triton_kernels as kernels
+from .triton_plans import Plan, plan, split_tokens, split_width
+
+
+class _Finish(NamedTuple):
+    """What becomes of Y: `y` is Y, plus `x` with `adds`, normalized with `weight`. What is not there is `x`."""
+
+    x: Tensor
+    y: Tensor
+    adds: bool
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    normalized: Tensor | None = None
+    rstd: Tensor | None = None
+    eps: float = 0.0
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        optional = (self.weight, self.bias, self.y, self.normalized, self.rstd)
+        return self.x, *(self.x if tensor is None else tensor for tensor in optional)
+
+    def constants(self) -> dict[str, bool]:
+        return {"ADDS": self.adds, "NORMALIZES": self.weight is not None, "KEEPS": self.normalized is not None}
+
+
+def _precision(dtype: torch.dtype) -> str:
+    if dtype == torch.float32:
+        return precision(dtype)
+    return "tf32" if torch.version.hip is None else "ieee"
+
+
+def _power(size: int) -> int:
+    return max(triton.next_power_of_2(size), 16)
+
+
+def _spectrum(x: Tensor, norm: str, precise: str) -> Tensor:
+    """[B, T / 2 + 1, 2, pitch]"""
+    B, T, D = x.shape
+    tf32 = precise == "tf32"
+    made = plan(*split_tokens(T, tf32), x.device, tf32)
+    N1, N2, half = made.N1, made.N2, made.N1 // 2 + 1
+    pitch = triton.cdiv(D // 2 + 1, 16) * 16
+    spectrum = x.new_empty((B, T // 2 + 1, 2, pitch), dtype=torch.float32)
+    z = spectrum if N2 == 1 else x.new_empty((B, half, N2, 2, pitch), dtype=torch.float32)
+    tile, columns = min(_power(half), 64), min(_power(D // 2 + 1), 64)
+    launch(
+        x.device,
+        kernels._tokens_first,
+        [B * N2 * triton.cdiv(half, tile), triton.cdiv(D // 2 + 1, columns)],
+        *(x, made.first, made.twiddle, z, T, D, N1, N2, pitch, *x.stride()),
+        1 / math.sqrt(T * D) if norm == "ortho" else 1.0,
+        TILE=tile,
+        COLUMNS=columns,
+        STEP=min(_power(N1), 32),
+        STORED=made.stored,
+        TURNS=N2 > 1,
+        PRECISION=precise,
+        num_warps=4,
+        num_stages=2,
+    )
+    if N2 > 1:
+        _second(z, spectrum, made, T, D, precise)
+    return spectrum
+
+
+def _second(z: Tensor, spectrum: Tensor, made: Plan, T: int, D: int, precise: str) -> None:
+    B, half, N2, _, pitch = z.shape
+    tile, columns = min(_power(N2), 64), min(_power(D // 2 + 1), 64)
+    launch(
+        z.device,
+        kernels._tokens_second,
+        [B * half * triton.cdiv(N2, tile), triton.cdiv(D // 2 + 1, columns)],
+        *(z, made.second, spectrum, T, D, made.N1, N2, pitch),
+        TILE=tile,
+        COLUMNS=columns,
+        STEP=min(_power(N2), 32),
+        PRECISION=precise,
+        num_warps=4,
+        num_stages=2,
+    )
+
+
+def _rows(spectrum: Tensor, finish: _Finish, precise: str) -> None:
+    """Over the width, and on to `finish`."""
+    _, T, D = finish.x.shape
+    tf32 = precise == "tf32"
+    N1, N2 = split_width(D)
+    if N2 == 1:
+        return _rows_dense(spectrum, finish, precise)
+    made = plan(N1, N2, spectrum.device, tf32)
+    B, half_tokens, _, pitch = spectrum.shape
+    block, rows = _power(N1), B * half_tokens
+    ROWS = max(8192 // (block * N2), 1)
+    launch(
+        spectrum.device,
+        kernels._width_in_two,
+        [triton.cdiv(rows, ROWS)],
+        *(spectrum, made.first, made.twiddle, made.second, *finish.tensors()),
+        *(rows, T, D, pitch, *finish.x.stride(), finish.eps),
+        ROWS=ROWS,
+        N1=N1,
+        N2=N2,
+        HALF=_power(N1 // 2 + 1),
+        BLOCK=block,
+        **finish.constants(),
+        PRECISION=precise,
+        num_warps=8,
+    )
+
+
+# A program of the dense kernel has rows of up to so many columns whole.
+_WHOLE = 256
+
+
+def _rows_dense(spectrum: Tensor, finish: _Finish, precise: str) -> None:
+    _, T, D = finish.x.shape
+    B, half_tokens, _, pitch = spectrum.shape
+    made = plan(D, 1, spectrum.device, precise == "tf32")
+    rows, columns = B * half_tokens, min(_power(D), _WHOLE if D <= _WHOLE else 64)
+    ROWS = 32 if columns <= 64 else 16
+    launch(
+        spectrum.device,
+        kernels._width_dense,
+        [triton.cdiv(rows, ROWS), triton.cdiv(D, columns)],
+        *(spectrum, made.first, *finish.tensors()),
+        *(rows, T, D, pitch, *finish.x.stride(), finish.eps),
+        ROWS=ROWS,
+        COLUMNS=columns,
+        STEP=16,
+        STORED=made.stored,
+        **finish.constants(),
+        PRECISION=precise,
+        num_warps=4,
+        num_stages=2,
+    )
+
+
+def _tile(D: int) -> dict[str, int]:
+    """Whole rows of a program, 4096 elements where they are narrower, and its warps: 16 elements to a thread."""
+    block = _power(D)
+    rows = min(max(4096 // block, 1), 32)
+    return {"ROWS": rows, "BLOCK": block, "num_warps": min(max(rows * block // 512, 1), 32)}
+
+
+def fourier_mixing(x: Tensor, norm: str) -> Tensor:
+    precise = _precision(x.dtype)
+    y = x.new_empty(x.shape)
+    _rows(_spectrum(x, norm, precise), _Finish(x, y, adds=False), precise)
+    return y
+
+
+def fourier_mixing_layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, norm: str, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, T, D = x.shape
+    precise = _precision(x.dtype)
+    y, normalized = x.new_empty(x.shape), x.new_empty(x.shape if keep else (0,))
+    rstd = x.new_empty((B, T) if keep else (0,), dtype=torch.float32)
+    parameters = (weight.contiguous(), bias.contiguous(), normalized if keep else None, rstd if keep else None)
+    spectrum = _spectrum(x, norm, precise)
+    if D <= _WHOLE or split_width(D)[1] > 1:
+        _rows(spectrum, _Finish(x, y, True, *parameters, eps), precise)
+        return y, normalized, rstd
+    s = x.new_empty(x.shape, dtype=torch.float32)
+    _rows(spectrum, _Finish(x, s, True), precise)
+    tile = _tile(D)
+    optional = (normalized, rstd) if keep else (s, s)
+    launch(
+        x.device,
+        kernels._normalize,
+        [triton.cdiv(B * T, tile["ROWS"])],
+        *(s, *parameters[:2], y, *optional, B * T, D, eps),
+        KEEPS=keep,
+        **tile,
+    )
+    return y, normalized, rstd
+
+
+def fourier_mixing_layer_norm_backward(
+    dy: Tensor, weight: Tensor, normalized: Tensor, rstd: Tensor, norm: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, T, D = dy.shape
+    precise, tile = _precision(dy.dtype), _tile(D)
+    programs = min(triton.cdiv(B * T, tile["ROWS"]), 2 * multiprocessors(dy.device))
+    ds = dy.new_empty(dy.shape, dtype=torch.float32)
+    sums = dy.new_empty((programs, 2, D), dtype=torch.float32)
+    launch(
+        dy.device,
+        kernels._normalize_backward,
+        [programs],
+        *(dy, weight.contiguous(), normalized.contiguous(), rstd.contiguous(), ds, sums, B * T, T, D, *dy.stride()),
+        **tile,
+    )
+    dweight, dbias = weight.new_empty(D), weight.new_empty(D)
+    _add_up(sums, dweight, dbias)
+    dx = dy.new_empty(dy.shape)
+    _rows(_spectrum(ds, norm, precise), _Finish(ds, dx, adds=True), precise)
+    return dx, dweight, dbias
+
+
+def _add_up(sums: Tensor, dweight: Tensor, dbias: Tensor) -> None:
+    programs, _, D = sums.shape
+    options: dict[str, Any] = {"COLUMNS": 64, "PARTS": 16, "num_warps": 4}
+    launch(sums.device, add_up, [triton.cdiv(2 * D, 64)], sums, dweight, dbias, D, programs, **options)
