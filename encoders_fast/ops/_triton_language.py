@@ -60,8 +60,8 @@ def kept_in_fours(rng_state, block, threshold, ROWS: tl.constexpr, COLUMNS: tl.c
 
 @triton.jit
 def add_up(sums, dweight, dbias, D, parts, COLUMNS: tl.constexpr, PARTS: tl.constexpr):
-    """The gradients of two parameters [D] out of sums [parts, 2, D]: both behind each other, in a fixed order. Columns of
-    one program may be of both."""
+    """The gradients of two parameters [D]: sums [parts, 2, D] over the parts, in a fixed order. Columns of one program
+    may be of both."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((PARTS, COLUMNS), tl.float32)
     for first in range(0, parts, PARTS):

@@ -19,8 +19,13 @@ from tests.ops import triton_offline
 from tests.ops.triton_cases import CASES
 
 HERE = Path(__file__).parent
-# The tests that loop over the backends of an op, which the interpreter goes through too.
-FILES = ["test_residual_layer_norm.py"]
+# The tests that loop over the backends of an op, which the interpreter goes through too: file -> pytest's -k. Left out
+# are sizes that would take it long and are no other case to a kernel.
+FILES = {
+    "test_residual_layer_norm.py": "triton",
+    "test_fourier_mixing.py": "triton and not 4096 and not 509",
+    "test_fourier_mixing_triton.py": "triton",
+}
 OPS = {op: row for op, rows in _dispatch.tables().items() for row in rows if row.name == "triton"}
 
 pytestmark = [
@@ -36,7 +41,7 @@ def test_interpreted(file):
 
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
         pytest.skip(f"the interpreter of triton {triton.__version__} cannot loop to a number known at run time only")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", "triton"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", FILES[file]]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout[-4000:]
@@ -116,7 +121,7 @@ def test_refusals(op):
 
 
 def test_refusals_of_widths():
-    assert OPS["residual_layer_norm"].why_not(GPU._replace(widths=(16384,))) is None
-    assert OPS["residual_layer_norm"].why_not(GPU._replace(widths=(16385,))) == (
-        "takes rows of up to 16384 elements; these have 16385"
-    )
+    for op in ("residual_layer_norm", "fourier_mixing_layer_norm"):
+        assert OPS[op].why_not(GPU._replace(widths=(16384,))) is None
+        assert OPS[op].why_not(GPU._replace(widths=(16385,))) == "takes rows of up to 16384 elements; these have 16385"
+    assert OPS["fourier_mixing"].why_not(GPU._replace(widths=(16385,))) is None

@@ -1,7 +1,7 @@
 """fourier_mixing in Triton: the transform over the tokens into half a spectrum, then over the width to whole rows.
 
-All intermediate values are float32, and half of x's elements in number. Products of half types are in TF32, which
-keeps as many bits as float16 and has the range that gradients need.
+All intermediate values are float32, and half of x's elements in number; so are products, but bfloat16's are in TF32,
+which has more of its bits and, unlike float16, the range that gradients need.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class _Finish(NamedTuple):
 
 
 def _precision(dtype: torch.dtype) -> str:
-    if dtype == torch.float32:
-        return precision(dtype)
-    return "tf32" if torch.version.hip is None else "ieee"
+    """Four roundings to TF32 are a quarter of bfloat16's own rounding, but twice float16's."""
+    if dtype == torch.bfloat16 and torch.version.hip is None:
+        return "tf32"
+    return precision(torch.float32)
 
 
 def _power(size: int) -> int:
@@ -58,7 +59,7 @@ def _spectrum(x: Tensor, norm: str, precise: str) -> Tensor:
     pitch = triton.cdiv(D // 2 + 1, 16) * 16
     spectrum = x.new_empty((B, T // 2 + 1, 2, pitch), dtype=torch.float32)
     z = spectrum if N2 == 1 else x.new_empty((B, half, N2, 2, pitch), dtype=torch.float32)
-    tile, columns = min(_power(half), 64), min(_power(D // 2 + 1), 64)
+    tile, columns = min(_power(half), 32), min(_power(D // 2 + 1), 64)
     launch(
         x.device,
         kernels._tokens_first,
@@ -67,12 +68,12 @@ def _spectrum(x: Tensor, norm: str, precise: str) -> Tensor:
         1 / math.sqrt(T * D) if norm == "ortho" else 1.0,
         TILE=tile,
         COLUMNS=columns,
-        STEP=min(_power(N1), 32),
+        STEP=min(_power(N1), 32 if tf32 and made.stored else 16),
         STORED=made.stored,
         TURNS=N2 > 1,
         PRECISION=precise,
         num_warps=4,
-        num_stages=2,
+        num_stages=2 if made.stored else 1,
     )
     if N2 > 1:
         _second(z, spectrum, made, T, D, precise)
@@ -81,7 +82,7 @@ def _spectrum(x: Tensor, norm: str, precise: str) -> Tensor:
 
 def _second(z: Tensor, spectrum: Tensor, made: Plan, T: int, D: int, precise: str) -> None:
     B, half, N2, _, pitch = z.shape
-    tile, columns = min(_power(N2), 64), min(_power(D // 2 + 1), 64)
+    tile, columns = min(_power(N2), 32), min(_power(D // 2 + 1), 64)
     launch(
         z.device,
         kernels._tokens_second,
@@ -89,7 +90,7 @@ def _second(z: Tensor, spectrum: Tensor, made: Plan, T: int, D: int, precise: st
         *(z, made.second, spectrum, T, D, made.N1, N2, pitch),
         TILE=tile,
         COLUMNS=columns,
-        STEP=min(_power(N2), 32),
+        STEP=min(_power(N2), 32 if precise == "tf32" else 16),
         PRECISION=precise,
         num_warps=4,
         num_stages=2,
@@ -102,11 +103,14 @@ def _rows(spectrum: Tensor, finish: _Finish, precise: str) -> None:
     tf32 = precise == "tf32"
     N1, N2 = split_width(D)
     if N2 == 1:
-        return _rows_dense(spectrum, finish, precise)
+        _rows_dense(spectrum, finish, precise)
+        return
     made = plan(N1, N2, spectrum.device, tf32)
     B, half_tokens, _, pitch = spectrum.shape
     block, rows = _power(N1), B * half_tokens
-    ROWS = max(8192 // (block * N2), 1)
+    # Each factor of three TF32 products is in registers twice. More rows a program would spill.
+    places = block * N2
+    ROWS = max((4096 if tf32 else 1024) // places, 1)
     launch(
         spectrum.device,
         kernels._width_in_two,
@@ -120,19 +124,19 @@ def _rows(spectrum: Tensor, finish: _Finish, precise: str) -> None:
         BLOCK=block,
         **finish.constants(),
         PRECISION=precise,
-        num_warps=8,
+        num_warps=8 if tf32 or places > 1024 else 4,
     )
 
 
 # A program of the dense kernel has rows of up to so many columns whole.
-_WHOLE = 256
+WHOLE = 128
 
 
 def _rows_dense(spectrum: Tensor, finish: _Finish, precise: str) -> None:
     _, T, D = finish.x.shape
     B, half_tokens, _, pitch = spectrum.shape
     made = plan(D, 1, spectrum.device, precise == "tf32")
-    rows, columns = B * half_tokens, min(_power(D), _WHOLE if D <= _WHOLE else 64)
+    rows, columns = B * half_tokens, min(_power(D), WHOLE if D <= WHOLE else 64)
     ROWS = 32 if columns <= 64 else 16
     launch(
         spectrum.device,
@@ -146,7 +150,7 @@ def _rows_dense(spectrum: Tensor, finish: _Finish, precise: str) -> None:
         STORED=made.stored,
         **finish.constants(),
         PRECISION=precise,
-        num_warps=4,
+        num_warps=8 if columns > 64 else 4,
         num_stages=2,
     )
 
@@ -174,7 +178,7 @@ def fourier_mixing_layer_norm(
     rstd = x.new_empty((B, T) if keep else (0,), dtype=torch.float32)
     parameters = (weight.contiguous(), bias.contiguous(), normalized if keep else None, rstd if keep else None)
     spectrum = _spectrum(x, norm, precise)
-    if D <= _WHOLE or split_width(D)[1] > 1:
+    if D <= WHOLE or split_width(D)[1] > 1:
         _rows(spectrum, _Finish(x, y, True, *parameters, eps), precise)
         return y, normalized, rstd
     s = x.new_empty(x.shape, dtype=torch.float32)

@@ -1,8 +1,8 @@
 """The Triton kernels of fourier_mixing. Values x [B, T, D] go to half a spectrum over the tokens, and that to rows.
 
 Only the symmetric half of x counts, f[t, h] = (x[t, h] + x[-t, -h]) / 2, and of that the columns h <= D / 2. Over the
-tokens they become F[k, h], k <= T / 2, complex: the spectrum [B, T / 2 + 1, 2, pitch], real parts before imaginary ones.
-F's other columns are conjugates of these, so that over the width F becomes real values: Y[k, h], which is Y[-k, -h] too.
+tokens they become F[k, h], k <= T / 2: the spectrum [B, T / 2 + 1, 2, pitch], real parts before imaginary ones. F's
+other columns are conjugates of these, so that over the width F becomes real: Y[k, h], which is Y[-k, -h] too.
 
 triton_plans.py has the stages, their matrices and the meaning of N1, N2, first, twiddle and second. The halves in f and
 the doubles of what a conjugate repeats cancel, but for what is its own conjugate.
@@ -34,7 +34,7 @@ def _tokens_first(
     TILE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
     STORED: tl.constexpr, TURNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """z [B, N1 / 2 + 1, N2, 2, pitch] of x: the sum over n1, turned by the twiddles. That is the spectrum if N2 is 1."""
+    """z [B, N1 / 2 + 1, N2, 2, pitch] of x: the sum over n1, turned by the twiddles. With N2 = 1 it is the spectrum."""
     half, tiles = N1 // 2 + 1, tl.cdiv(N1 // 2 + 1, TILE)
     k = tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)
     n2 = tl.program_id(0) // tiles % N2
@@ -45,8 +45,8 @@ def _tokens_first(
     real = tl.zeros((TILE, COLUMNS), tl.float32)
     sine_sum = tl.zeros((TILE, COLUMNS), tl.float32)
     if not STORED:
-        entry = (k.to(tl.int64)[:, None] * n1[None, :] % N1).to(tl.int32)
-        further = (k.to(tl.int64) * STEP % N1).to(tl.int32)
+        entry = k[:, None] * n1[None, :] % N1
+        further = k * STEP % N1
     for start in range(0, N1, STEP):
         t = (start + n1) * N2 + n2
         there = (t < T)[:, None] & (2 * column <= D)[None, :]
@@ -166,8 +166,8 @@ def _width_dense(
     half = D // 2 + 1
     value = tl.zeros((ROWS, COLUMNS), tl.float32)
     if not STORED:
-        entry = (step.to(tl.int64)[:, None] * column[None, :] % D).to(tl.int32)
-        further = (column.to(tl.int64) * STEP % D).to(tl.int32)
+        entry = step[:, None] * column[None, :] % D
+        further = column * STEP % D
     for start in range(0, half, STEP):
         h = start + step
         there = (row < rows)[:, None] & (h < half)[None, :]

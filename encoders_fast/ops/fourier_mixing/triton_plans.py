@@ -2,7 +2,8 @@
 
 N = N1 N2, index n = n1 N2 + n2 before and k = k1 + N1 k2 behind:
 
-    F[k] = sum over n2 of wave_N2(n2 k2) wave_N(n2 k1) sum over n1 of wave_N1(n1 k1) f[n]      wave_N(j) = exp(-2 pi i j / N)
+    F[k] = sum over n2 of wave_N2(n2 k2) wave_N(n2 k1) sum over n1 of wave_N1(n1 k1) f[n],
+    wave_N(j) = exp(-2 pi i j / N)
 
 Real values need k1 up to N1 / 2 alone. A transform is its own transpose: read backwards, this goes from half a spectrum
 to real values.
@@ -103,7 +104,7 @@ def split_width(D: int) -> tuple[int, int]:
     fitting = [N2 for N2 in (16, 32, 64) if D % N2 == 0 and D // N2 <= 128 and places(N2) <= min(4096, 2 * D)]
     if D < 128 or not fitting:
         return D, 1
-    N2 = min(fitting, key=cost)
+    N2 = min(reversed(fitting), key=cost)  # of equal ones the longest runs of neighbouring columns
     return D // N2, N2
 
 

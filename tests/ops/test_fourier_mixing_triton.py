@@ -1,0 +1,101 @@
+"""What the Triton backend does at sizes that are too long for the interpreter, made to happen at small ones."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from encoders_fast import use_backend
+from encoders_fast.ops import _triton, fourier_mixing, fourier_mixing_layer_norm
+from encoders_fast.ops.fourier_mixing import reference, triton_plans
+from tests.closeness import assert_as_good_as, relative_error
+
+interpreted = pytest.mark.skipif(not _triton.INTERPRETED, reason="for the interpreter: TRITON_INTERPRET=1")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Matrices are looked up, and rows too wide for one program, from 8 and 16 values on."""
+    from encoders_fast.ops.fourier_mixing import triton
+
+    monkeypatch.setattr(triton_plans, "LONGEST_STORED", 8)
+    monkeypatch.setattr(triton, "WHOLE", 16)
+    triton_plans.plan.cache_clear()
+    yield
+    triton_plans.plan.cache_clear()
+
+
+def sample(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + 0.25
+
+
+@interpreted
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 37, 70), (1, 6, 97)], ids=str)
+def test_primes_and_wide_rows(short, shape, dtype, keep):
+    x, dy = sample(*shape).to(dtype), sample(*shape, seed=1).to(dtype)
+    weight, bias = sample(shape[2], seed=2).to(dtype), sample(shape[2], seed=3).to(dtype)
+
+    def run(backend: str, wide: torch.dtype) -> list[torch.Tensor]:
+        args = [t.to(wide, copy=True).requires_grad_(keep) for t in (x, weight, bias)]
+        with use_backend(backend):
+            y = fourier_mixing_layer_norm(*args, eps=1e-5)
+            if keep:
+                y.backward(dy.to(wide))
+        return [y.detach(), *(t.grad for t in args if keep)]
+
+    for ours, plain, exact in zip(
+        run("triton", dtype), run("reference", dtype), run("reference", torch.float64), strict=True
+    ):
+        # Many terms in one sum, where plain PyTorch's transform has few.
+        assert_as_good_as(ours, plain, exact, 3)
+
+
+@interpreted
+@pytest.mark.parametrize("N1", [2, 3, 7, 12, 28])
+def test_every_split_of_the_tokens_is_the_transform(monkeypatch, N1):
+    from encoders_fast.ops.fourier_mixing import triton
+
+    monkeypatch.setattr(triton, "split_tokens", lambda T, tf32: (N1, T // N1))
+    x = sample(2, 84, 18)
+    with use_backend("triton"):
+        y = fourier_mixing(x)
+        assert torch.equal(y, fourier_mixing(x))
+    assert relative_error(y, reference.fourier_mixing(x.double(), "backward")) <= 5e-7
+
+
+@interpreted
+def test_variance_beside_a_large_mean():
+    x = sample(1, 8, 64) / 8
+    x[0, :, 0] += 3000  # a column: its transform over the width is constant along every row
+    weight, bias = sample(64, seed=1), sample(64, seed=2)
+    args = (1e-12, "backward", False)
+    exact = reference.fourier_mixing_layer_norm(x.double(), weight.double(), bias.double(), *args)[0]
+    with use_backend("triton"):
+        y = fourier_mixing_layer_norm(x, weight, bias)
+    assert_as_good_as(y, reference.fourier_mixing_layer_norm(x, weight, bias, *args)[0], exact)
+
+
+LENGTHS = [*range(1, 600), 1000, 1021, 1024, 4093, 4096, 9409, 16127, 16381, 16382, 16384]
+
+
+def test_plans_stay_small():
+    device = torch.device("cpu")
+    for T in LENGTHS:
+        for tf32 in (False, True):
+            N1, N2 = triton_plans.split_tokens(T, tf32)
+            assert N1 * N2 == T
+            made = triton_plans.plan.__wrapped__(N1, N2, device, tf32)
+            assert sum(part.nbytes for part in (made.first, made.twiddle, made.second)) <= 1.25 * 2**20
+
+
+def test_rows_that_are_split_fit_a_program():
+    for D in LENGTHS:
+        N1, N2 = triton_plans.split_width(D)
+        assert N1 * N2 == D
+        assert N2 == 1 or (N2 in (16, 32, 64) and N1 <= 128)
+    assert [triton_plans.split_width(D)[1] > 1 for D in (512, 768, 1000, 1024)] == [True, True, False, True]
