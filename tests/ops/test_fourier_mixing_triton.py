@@ -10,7 +10,7 @@ import torch
 from encoders_fast import use_backend
 from encoders_fast.ops import _triton, fourier_mixing, fourier_mixing_layer_norm
 from encoders_fast.ops.fourier_mixing import reference, triton_plans
-from tests.closeness import assert_as_good_as, relative_error
+from tests.closeness import assert_as_good_as
 
 interpreted = pytest.mark.skipif(not _triton.INTERPRETED, reason="for the interpreter: TRITON_INTERPRET=1")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -56,16 +56,37 @@ def test_primes_and_wide_rows(short, shape, dtype, keep):
 
 
 @interpreted
-@pytest.mark.parametrize("N1", [2, 3, 7, 12, 28])
-def test_every_split_of_the_tokens_is_the_transform(monkeypatch, N1):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("T", "N1", "launched"),
+    [
+        (84, 2, ["_tokens_first", "_tokens_second"]),
+        (84, 7, ["_tokens_first", "_tokens_second"]),
+        (84, 28, ["_tokens_first", "_tokens_second"]),
+        (84, 84, ["_tokens_first"]),
+        (96, 3, ["_tokens_in_two"]),
+        (96, 6, ["_tokens_in_two"]),
+        (176, 11, ["_tokens_in_two"]),
+    ],
+)
+def test_every_split_of_the_tokens_is_the_transform(monkeypatch, T, N1, launched, dtype):
     from encoders_fast.ops.fourier_mixing import triton
 
+    launch, names = triton.launch, []
+
+    def recorded(device, kernel, *args, **constants):
+        names.append(kernel.__name__)
+        launch(device, kernel, *args, **constants)
+
     monkeypatch.setattr(triton, "split_tokens", lambda T, tf32: (N1, T // N1))
-    x = sample(2, 84, 18)
+    monkeypatch.setattr(triton, "launch", recorded)
+    x = sample(2, T, 37).to(dtype)
     with use_backend("triton"):
         y = fourier_mixing(x)
+        assert names[:-1] == launched
         assert torch.equal(y, fourier_mixing(x))
-    assert relative_error(y, reference.fourier_mixing(x.double(), "backward")) <= 5e-7
+    exact = reference.fourier_mixing(x.double(), "backward")
+    assert_as_good_as(y, reference.fourier_mixing(x, "backward"), exact)
 
 
 @interpreted

@@ -25,14 +25,16 @@ def _residual_layer_norm(D: int, dtype: torch.dtype, dropout_p: float) -> Callab
     return run
 
 
-def _fourier_mixing(shape: tuple[int, int, int], dtype: torch.dtype) -> Callable[[], list[Launch]]:
+def _fourier_mixing(shape: tuple[int, int, int], dtype: torch.dtype, backward: bool) -> Callable[[], list[Launch]]:
     def run() -> list[Launch]:
         from encoders_fast.ops.fourier_mixing import triton
 
-        x, weight = torch.empty(shape, dtype=dtype), torch.empty(shape[2], dtype=dtype)
+        x, weight, rstd = torch.empty(shape, dtype=dtype), torch.empty(shape[2], dtype=dtype), torch.empty(shape[:2])
         with recorded(triton) as launches:
-            y, normalized, rstd = triton.fourier_mixing_layer_norm(x, weight, weight, 1e-12, "backward", True)
-            triton.fourier_mixing_layer_norm_backward(y, weight, normalized, rstd, "backward")
+            if backward:
+                triton.fourier_mixing_layer_norm_backward(x, weight, x, rstd, "backward")
+            else:
+                triton.fourier_mixing_layer_norm(x, weight, weight, 1e-12, "backward", True)
         return launches
 
     return run
@@ -45,10 +47,11 @@ def _cases() -> Iterator[tuple[str, Callable[[], list[Launch]]]]:
     yield "residual_layer_norm 768 bfloat16 with dropout", _residual_layer_norm(768, torch.bfloat16, 0.1)
     yield "residual_layer_norm 771 float32 with dropout", _residual_layer_norm(771, torch.float32, 0.1)
     for name, dtype in DTYPES.items():
-        yield f"fourier_mixing 8 512 768 {name}", _fourier_mixing((8, 512, 768), dtype)
+        for way in ("forward", "backward"):
+            yield f"fourier_mixing 8 512 768 {name} {way}", _fourier_mixing((8, 512, 768), dtype, way == "backward")
     for shape in ((1, 4096, 1024), (2, 1021, 1000), (2, 509, 100)):  # long; primes and wide rows; awkward narrow ones
         for name in ("float32", "bfloat16"):
-            yield f"fourier_mixing {' '.join(map(str, shape))} {name}", _fourier_mixing(shape, DTYPES[name])
+            yield f"fourier_mixing {' '.join(map(str, shape))} {name}", _fourier_mixing(shape, DTYPES[name], False)
 
 
 CASES.update(_cases())

@@ -116,6 +116,58 @@ def _tokens_second(
 
 
 @triton.jit
+def _tokens_in_two(
+    x, waves, twiddle, second, spectrum, T, D, pitch, x_batch, x_token, x_column, scale,
+    N1: tl.constexpr, N2: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Both of the above, a few columns of all tokens in registers. HALF and BLOCK are N1 / 2 + 1 and N1, padded."""
+    half: tl.constexpr = N1 // 2 + 1
+    batch = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, N2 * COLUMNS)
+    column = tl.program_id(1) * COLUMNS + place % COLUMNS
+    n1 = tl.arange(0, BLOCK)
+    t = n1[:, None] * N2 + (place // COLUMNS)[None, :]
+    there = (n1 < N1)[:, None] & (2 * column <= D)[None, :]
+    x += batch * x_batch
+    f = tl.load(x + t.to(tl.int64) * x_token + column.to(tl.int64)[None, :] * x_column, there, 0.0).to(tl.float32)
+    t = tl.where(t == 0, 0, T - t)
+    opposite = tl.where(column == 0, 0, D - column)
+    f += tl.load(x + t.to(tl.int64) * x_token + opposite.to(tl.int64)[None, :] * x_column, there, 0.0).to(tl.float32)
+    f *= scale
+    if PRECISION == "tf32":
+        f = _to_tf32(f)
+    k1 = tl.arange(0, HALF)
+    inside = (k1 < half)[:, None] & (n1 < N1)[None, :]
+    at = k1[:, None] * N1 + n1[None, :]
+    real = product(tl.load(waves + at, inside, 0.0), f, PRECISION)
+    imaginary = -product(tl.load(waves + half * N1 + at, inside, 0.0), f, PRECISION)
+    at = (place // COLUMNS)[None, :] * half + k1[:, None]
+    cosine = tl.load(twiddle + at, (k1 < half)[:, None], 0.0)
+    sine = tl.load(twiddle + N2 * half + at, (k1 < half)[:, None], 0.0)
+    real, imaginary = _turned(real, imaginary, cosine, sine)
+    if PRECISION == "tf32":
+        real, imaginary = _to_tf32(real), _to_tf32(imaginary)
+    real = tl.reshape(tl.permute(tl.reshape(real, (HALF, N2, COLUMNS)), (1, 0, 2)), (N2, HALF * COLUMNS))
+    imaginary = tl.reshape(tl.permute(tl.reshape(imaginary, (HALF, N2, COLUMNS)), (1, 0, 2)), (N2, HALF * COLUMNS))
+    k2 = tl.arange(0, N2)
+    at = k2[:, None] * N2 + k2[None, :]
+    cosine, sine = tl.load(second + at), tl.load(second + N2 * N2 + at)
+    outer = product(cosine, real, PRECISION) + product(sine, imaginary, PRECISION)
+    imaginary = product(cosine, imaginary, PRECISION) - product(sine, real, PRECISION)
+    place = tl.arange(0, HALF * COLUMNS)
+    column = tl.program_id(1) * COLUMNS + place % COLUMNS
+    k1 = (place // COLUMNS)[None, :]
+    k = k1 + N1 * k2[:, None]
+    above = 2 * k > T
+    there = ((2 * k <= T) | ((T - k) % N1 != k1)) & (k1 < half) & (2 * column <= D)[None, :]
+    spectrum += batch * (T // 2 + 1) * 2 * pitch
+    at = tl.where(above, T - k, k).to(tl.int64) * 2 * pitch + column[None, :]
+    tl.store(spectrum + at, outer, there)
+    tl.store(spectrum + at + pitch, tl.where(above, -imaginary, imaginary), there)
+
+
+@triton.jit
 def _finish(
     value, row, column, x, weight, bias, y, normalized, rstd, rows, T, D, x_batch, x_token, x_column, eps,
     ADDS: tl.constexpr, NORMALIZES: tl.constexpr, KEEPS: tl.constexpr,

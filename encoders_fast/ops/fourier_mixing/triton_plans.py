@@ -95,11 +95,11 @@ def split_width(D: int) -> tuple[int, int]:
     """
 
     def places(N2: int) -> int:
-        return _power(D // N2) * N2
+        return power(D // N2) * N2
 
     def cost(N2: int) -> int:
-        half = _power(D // N2 // 2 + 1)
-        return 4 * N2 * N2 * half + 2 * N2 * half * _power(D // N2)
+        half = power(D // N2 // 2 + 1)
+        return 4 * N2 * N2 * half + 2 * N2 * half * power(D // N2)
 
     fitting = [N2 for N2 in (16, 32, 64) if D % N2 == 0 and D // N2 <= 128 and places(N2) <= min(4096, 2 * D)]
     if D < 128 or not fitting:
@@ -108,6 +108,6 @@ def split_width(D: int) -> tuple[int, int]:
     return D // N2, N2
 
 
-def _power(size: int) -> int:
+def power(size: int) -> int:
     """What `size` is padded to in a product: a power of two, at least 16."""
     return max(1 << (size - 1).bit_length(), 16)
