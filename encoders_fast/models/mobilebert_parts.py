@@ -94,6 +94,8 @@ class Parts:
             self.holders_held = list(map(vars, self.holders))
             siblings = [(m._modules, name, each) for m in (owner, *self.modules) for name, each in m._modules.items()]
             self.siblings, self.names, self.placed = map(list, zip(*siblings, strict=True))
+            self.children = [module._modules for module in (owner, *self.modules)]
+            self.counts = list(map(len, self.children))
         self.kinds = list(map(type, self.modules))
         known = owner.plain | _PLAIN | set(map(type, self.activations()))
         self.known = (
@@ -132,8 +134,13 @@ class Parts:
         return any(map(_TRAINING, chain(self.own, self.dropouts)))
 
     def current(self, owner: Any) -> bool:
-        """Whether all modules are still where they were found. A layer's copy on another device has others."""
-        return owner is self.owner and all(map(is_, map(dict.get, self.siblings, self.names), self.placed))
+        """Whether all modules are still where they were found, and no others beside them. A layer's copy on another
+        device has others."""
+        return (
+            owner is self.owner
+            and list(map(len, self.children)) == self.counts
+            and all(map(is_, map(dict.get, self.siblings, self.names), self.placed))
+        )
 
     def activations(self) -> list[Any]:
         return [intermediate.intermediate_act_fn for intermediate in self.intermediates]

@@ -4,6 +4,7 @@ import types
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_utils import AttentionInterface
 
@@ -245,6 +246,12 @@ def test_which_operator_sdpa_is(monkeypatch):
     assert calls(*[enough] * 3, layer=module("sdpa", training=True), dropout_p=0.5) == []
     assert calls(*[enough] * 3, mask=Mask(pairs=torch.ones(1, 1, 256, 256, dtype=torch.bool))) == []
     with encoders_fast.use_backend("reference"):
+        assert calls(*[enough] * 3) == []
+    one = torch.randn(32, 4, 1, 64), torch.randn(32, 4, 256, 64)
+    assert calls(one[0], one[1], one[1]) == []
+    assert calls(*[t.bfloat16() for t in (one[0], one[1], one[1])]) == ours
+    assert calls(enough, enough[:, :, :200], enough[:, :, :200], mask=Mask(first_query=0)) == []
+    with sdpa_kernel(SDPBackend.MATH):
         assert calls(*[enough] * 3) == []
     with FlopCounterMode(display=False):
         assert calls(*[enough] * 3) == []

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+import transformers
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import encoders_fast
 import encoders_fast.models as ours
@@ -13,7 +15,7 @@ from encoders_fast._dispatch import record
 from encoders_fast.models import mobilebert_stack
 from encoders_fast.models.mobilebert_layer import MobileBertLayer
 from encoders_fast.ops import clear_packed, packed_bytes
-from tests.closeness import assert_as_good_as
+from tests.closeness import assert_as_good_as, relative_error
 from tests.models.model_cases import batch, config, exact, pair, randomize
 
 NAME = "MobileBertModel"
@@ -342,3 +344,51 @@ def test_accelerated(calls):
     encoders_fast.restore(model)
     torch.testing.assert_close(found, model(**padded).last_hidden_state, rtol=1e-4, atol=1e-4)
     assert "_parts" not in vars(model.encoder)
+
+
+@torch.no_grad()
+def test_modules_that_are_added_later(calls):
+    """A list's end changes nothing that stood before it."""
+    _, model = pair(NAME)
+    inputs = tokens(model, 2, 9)
+    layer, block = copy.deepcopy(model.encoder.layer[0]), copy.deepcopy(model.encoder.layer[0].ffn[0])
+    for where, module in ((model.encoder.layer[0].ffn, block), (model.encoder.layer, layer)):
+        before = model(**inputs).last_hidden_state
+        where.append(module)
+        model.config.num_hidden_layers = len(model.encoder.layer)
+        after = model(**inputs).last_hidden_state
+        with encoders_fast.use_backend("reference"):
+            assert relative_error(after, model(**inputs).last_hidden_state.double()) < 1e-4
+        assert relative_error(after, before.double()) > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(5, 32), (2, 3, 5, 32)])
+def test_hidden_states_of_other_shapes(shape, calls):
+    """The encoder of an accelerated model takes what transformers' takes, or says what is wrong."""
+    plain = transformers.MobileBertModel(config(NAME, transformers)).eval()
+    model = encoders_fast.accelerate(copy.deepcopy(plain))
+    h = torch.randn(shape)
+    try:
+        expected = plain.encoder(h)[0]
+    except Exception:
+        expected = None
+    if expected is not None:
+        torch.testing.assert_close(model.encoder(h)[0], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"h \(2, 5, 31\) must have 32 columns"):
+        model.encoder(torch.randn(2, 5, 31))
+
+
+@torch.no_grad()
+def test_attention_of_somebody_else_is_called(monkeypatch):
+    """An accelerated model looks up "sdpa" where transformers does."""
+    model = encoders_fast.accelerate(transformers.MobileBertModel(config(NAME, transformers)).eval())
+    theirs, seen = ALL_ATTENTION_FUNCTIONS["sdpa"], []
+
+    def attention(*args, **kwargs):
+        seen.append(1)
+        return theirs(*args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", attention)
+    model(**tokens(model, 2, 9))
+    assert len(seen) == model.config.num_hidden_layers

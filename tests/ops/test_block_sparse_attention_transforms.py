@@ -138,3 +138,20 @@ def test_forced_backend_holds_in_backward_on_another_thread():
         thread.start()
         thread.join()
     assert calls == [("block_sparse_attention", "reference")]
+
+
+def test_gradient_of_a_head_mask_inside_vmap():
+    """There it does not look as if it needed one."""
+    query = torch.randn(3, 1, 2, 46, 8)
+    factors = torch.rand(3, 2)
+
+    def summed(call):
+        return lambda factors: torch.func.vmap(call)(query, factors).square().sum()
+
+    def inside(query: Tensor, factors: Tensor) -> Tensor:
+        return block_sparse_attention(query, query, query, PATTERN, head_mask=factors)
+
+    def outside(query: Tensor, factors: Tensor) -> Tensor:
+        return block_sparse_attention(query, query, query, PATTERN) * factors[:, None, None]
+
+    torch.testing.assert_close(torch.func.grad(summed(inside))(factors), torch.func.grad(summed(outside))(factors))

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from encoders_fast import _dispatch, explain, use_backend
 from encoders_fast.ops import clear_packed, packed_bytes, packed_linear, packed_linears
+from encoders_fast.ops.packed_linear import packing
 from encoders_fast.ops.packed_linear.checks import ACTIVATIONS
 from tests.closeness import assert_as_good_as
 
@@ -185,6 +186,31 @@ def test_weights_of_an_average_may_be_put_in_by_their_data(shape, dtype):
     for values in (first, second, first, first, second):
         weight.data.copy_(values)
         torch.testing.assert_close(packed_linear(x, weight), F.linear(x, values))
+
+
+def test_a_change_while_packing_is_seen():
+    """By another thread, say: what is packed is of the weight as it was before."""
+    weight = torch.randn(8, 4)
+
+    def pack(weights):
+        copied = weights[0].clone()
+        weight.mul_(2)
+        return copied
+
+    packing.packed("test", (weight,), pack)
+    assert packing.kept("test", (weight,)) is None
+
+
+@pytest.mark.parametrize("shape", [(128, 512), (768, 768), (3, 40)])
+def test_uncounted_changes_of_many_rows_or_columns_are_seen(shape):
+    weight = torch.randn(shape)
+    before = packing.state_of((weight,))
+    for size, dimension in ((shape[0] // 4 + 1, 0), (shape[1] // 8, 1)):
+        for start in range(0, shape[dimension] - size + 1, max(1, size // 3)):
+            weight.data.narrow(dimension, start, size).add_(1)
+            assert packing.state_of((weight,)) != before
+            weight.data.narrow(dimension, start, size).sub_(1)
+            before = packing.state_of((weight,))
 
 
 def test_a_fused_optimizer_that_changes_single_rows_is_heeded():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.mobilebert import modeling_mobilebert as stock
@@ -46,7 +47,7 @@ class MobileBertLayer(HasParts, Replacement, stock.MobileBertLayer):
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         parts = self.parts()
         parameters = parts.parameters()
-        if parameters is None:
+        if parameters is None or hidden_states.dim() != 3:
             return super().forward(hidden_states, attention_mask, **kwargs)
         own = self.attention.self
         *qkv, u0 = packed_input(hidden_states, parameters[0], parts.from_bottleneck)
@@ -72,7 +73,7 @@ class MobileBertEncoder(HasParts, Replacement, stock.MobileBertEncoder):
         return list(self.layer)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
-        if attention_mask is None and not kwargs:
+        if attention_mask is None and not kwargs and ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward:
             h = all_layers(self, hidden_states, EVERYTHING, [None] * len(self.layer))
             if h is not None:
                 return BaseModelOutput(last_hidden_state=h)

@@ -25,6 +25,7 @@ from torch import Tensor
 from ... import _dispatch, _native
 from ..._dispatch import Backend, Key
 from ..._dropout import check as check_dropout
+from ..._op import _transformed
 from .._checks import check_tensors, wide
 from . import reference
 from .autograd import attention_op, statics
@@ -76,12 +77,12 @@ def block_sparse_attention(
     scale = query.shape[3] ** -0.5 if scale is None else float(scale)
     rng_state = rng_state if dropout_p > 0 else None
     factors, outside = None, head_mask
-    if head_mask is not None and not head_mask.requires_grad:
+    if head_mask is not None and not head_mask.requires_grad and (torch.compiler.is_compiling() or not _transformed()):
         factors, outside = head_mask.to(wide(query[:0]).dtype).expand(query.shape[:2]), None
     tensors = (key_padding_mask, query_padding_mask, factors, rng_state)
     options = (pattern.block, pattern.causal, *tensors, float(dropout_p), scale)
     out, log_sum_exp = attention_op(query, key, value, *lists, *options, _dispatch.forced())
-    if outside is not None:  # its gradient needs the output before it
+    if outside is not None:  # its gradient needs the output before it, and a transform may want one
         out = out * outside.to(out.dtype)[..., None, None]
     return (out, log_sum_exp) if return_log_sum_exp else out
 

@@ -13,6 +13,13 @@ from .parameters import Parameters
 from .products import ACTIVATIONS
 
 
+def check_width(h: Tensor, parameters: Parameters) -> None:
+    """Of bottleneck_input's h, where nothing else is in doubt."""
+    width = parameters.matrices[3 if parameters.eps else 0].shape[1]
+    if h.shape[-1] != width:
+        raise ValueError(f"h {tuple(h.shape)} must have {width} columns, as many as the layer's weights")
+
+
 def check_projection(name: str, projection: Sequence[Any], widths: tuple[int | None, int], normed: bool) -> int:
     """Raise unless `projection` is what `name` has to be, D_out and D_in being `widths` or anything. Returns D_out."""
     kinds = (4, 5) if normed else (2,)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ... import _native
 from ..._dispatch import Key
 from ..packed_linear.checks import ACTIVATIONS
-from ..packed_linear.packing import keep, kept, packed
+from ..packed_linear.packing import keep, kept, packed, state_of
 from .parameters import Parameters, Sequences, of_layers
 
 _ops = torch.ops.encoders_fast_native
@@ -112,7 +112,8 @@ def _panels_of_layers(
         sizes = [sum(-(-len(weight) // _PANEL) for weight in group) * _panel_elements(group[0]) for group in groups]
         panels = groups[0][0].new_empty(sum(sizes))
         for group, part in zip(groups, panels.split(sizes), strict=True):
-            keep("bottleneck", group, part.copy_(_pack(group)))
+            state = state_of(group)
+            keep("bottleneck", group, part.copy_(_pack(group)), state)
         return panels
 
     panels = kept("bottleneck layers", weights)

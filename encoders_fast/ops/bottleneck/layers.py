@@ -11,6 +11,7 @@ from ... import _dispatch
 from ..._dispatch import Backend
 from . import cpu
 from .autograd import ffn_statics, input_statics
+from .checks import check_width
 from .op import _plainly
 from .parameters import Parameters, Sequences, first_layer, promote
 
@@ -42,8 +43,9 @@ def packed_layers(
     """
     first, last = first_layer(before, count), first_layer(behind, count)
     vectors = [*first.biases, *last.biases, *first.norms, *last.norms]
-    if len({vector.dtype for vector in vectors}) > 1 or h.numel() == 0:
+    if len({vector.dtype for vector in vectors}) > 1 or h.numel() == 0 or h.dim() != 3:
         return None
+    check_width(h, first)
     (h,), _ = promote([h], first)
     rows = _rows(h, first, last)
     if rows is None or any(map(Tensor.is_inference, before.matrices + behind.matrices)):

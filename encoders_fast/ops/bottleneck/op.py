@@ -42,6 +42,7 @@ from .checks import (
     check_activations,
     check_devices_and_dtypes,
     check_projection,
+    check_width,
 )
 from .parameters import NormedProjection, Parameters, Projection, in_autocast, pack, promote
 
@@ -85,6 +86,7 @@ def bottleneck_input(
 
 def packed_input(h: Tensor, parameters: Parameters, from_bottleneck: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """bottleneck_input without its checks, for callers whose parameters are plain tensors of the right shapes."""
+    check_width(h, parameters)
     return _run_input(input_forward if _plainly(h) else input_op, h, parameters, from_bottleneck)
 
 

@@ -59,10 +59,16 @@ def packed(layout: str, weights: tuple[Tensor, ...], pack: Callable[[Sequence[Te
     found = kept(layout, weights)
     if found is not None:
         return found
+    state = state_of(weights)  # before: another thread may change them meanwhile
     with torch.inference_mode(False), torch.no_grad():  # two threads may both come here, and pack the same
         tensor = pack([weight.detach() for weight in weights])
-    keep(layout, weights, tensor)
+    keep(layout, weights, tensor, state)
     return tensor
+
+
+def state_of(weights: tuple[Tensor, ...]) -> tuple[Any, Any]:
+    """What will be another one when they have changed."""
+    return _stamps(weights), _sample(weights)
 
 
 def kept(layout: str, weights: tuple[Tensor, ...]) -> Tensor | None:
@@ -73,8 +79,9 @@ def kept(layout: str, weights: tuple[Tensor, ...]) -> Tensor | None:
     return entry.packed
 
 
-def keep(layout: str, weights: tuple[Tensor, ...], tensor: Tensor) -> None:
-    """From now on `tensor`, which may be a part of a larger one, is what `packed` finds."""
+def keep(layout: str, weights: tuple[Tensor, ...], tensor: Tensor, state: tuple[Any, Any]) -> None:
+    """From now on `tensor`, which may be a part of a larger one, is what `packed` finds, as long as the weights are in
+    the `state` that they had before they were packed."""
     key = (layout, *map(id, weights))
     storages = tuple(weakref.ref(w.untyped_storage(), lambda _: _entries.pop(key, None)) for w in weights)
     if tensor.layout == torch.strided:
@@ -82,7 +89,7 @@ def keep(layout: str, weights: tuple[Tensor, ...], tensor: Tensor) -> None:
         memory, nbytes = storage.data_ptr(), storage.nbytes()
     else:
         memory, nbytes = id(tensor), sum(weight.nbytes for weight in weights)
-    _entries[key] = _Entry(storages, _stamps(weights), _sample(weights), tensor, memory, nbytes)
+    _entries[key] = _Entry(storages, *state, tensor, memory, nbytes)
 
 
 def packed_bytes() -> int:
