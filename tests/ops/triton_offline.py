@@ -72,12 +72,12 @@ def resources(launch: Launch, architecture: int) -> dict[str, int]:
     }
 
 
-def _specialized(launch: Launch) -> tuple[dict[str, str], dict[Any, Any], dict[Any, Any]]:
+def _specialized(launch: Launch) -> tuple[dict[str, Any], dict[Any, Any], dict[Any, Any]]:
     """The signature, constants and divisibilities that triton's just-in-time compiler would find for the arguments."""
     from triton.backends.compiler import BaseBackend
     from triton.runtime.jit import native_specialize_impl
 
-    signature: dict[str, str] = {}
+    signature: dict[str, Any] = {}
     constants: dict[Any, Any] = {}
     attributes: dict[Any, Any] = {}
     for i, parameter in enumerate(launch.kernel.params):
@@ -85,19 +85,36 @@ def _specialized(launch: Launch) -> tuple[dict[str, str], dict[Any, Any], dict[A
             signature[parameter.name] = "constexpr"
             constants[(i,)] = launch.constants[parameter.name]
             continue
-        kind, key = native_specialize_impl(BaseBackend, launch.arguments[i], False, True, True)
-        signature[parameter.name] = kind
-        if kind == "constexpr":
-            constants[(i,)] = key
-        elif key == "D":
-            attributes[(i,)] = [["tt.divisibility", 16]]
+        signature[parameter.name], keys = native_specialize_impl(BaseBackend, launch.arguments[i], False, True, True)
+        for path, kind, key in _leaves((i,), signature[parameter.name], keys):
+            if kind == "constexpr":
+                constants[path] = key
+            elif key == "D":
+                attributes[path] = [["tt.divisibility", 16]]
     return signature, constants, attributes
 
 
+def _leaves(path: tuple[int, ...], kind: Any, key: Any) -> Iterator[tuple[tuple[int, ...], str, Any]]:
+    """An argument, or all that are in a tuple of them, with their places."""
+    if isinstance(kind, tuple):
+        for i, (each, its_key) in enumerate(zip(kind, key, strict=True)):
+            yield from _leaves((*path, i), each, its_key)
+    else:
+        yield path, kind, key
+
+
 def measured(cases: dict[str, Callable[[], list[Launch]]]) -> dict[str, dict[str, dict[str, int]]]:
-    """{"sm_80": {"<case> <kernel>": resources}}"""
-    launches = [(f"{case} {launch.name}", launch) for case, run in cases.items() for launch in run()]
-    return {f"sm_{each}": {name: resources(launch, each) for name, launch in launches} for each in ARCHITECTURES}
+    """{"sm_80": {"<case> <kernel>": resources}}. A kernel's second launch in a case is <kernel>_2."""
+    launches: dict[str, Launch] = {}
+    for case, run in cases.items():
+        names: list[str] = []
+        for launch in run():
+            names.append(launch.name)
+            count = names.count(launch.name)
+            launches[f"{case} {launch.name}" + (f"_{count}" if count > 1 else "")] = launch
+    return {
+        f"sm_{each}": {name: resources(launch, each) for name, launch in launches.items()} for each in ARCHITECTURES
+    }
 
 
 def main() -> int:
