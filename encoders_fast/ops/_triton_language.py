@@ -29,10 +29,10 @@ def product(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def random_words(rng_state, block):
-    """Four times 32 random bits for each of `block`, int64: ../_dropout.py in its words."""
+def random_words(rng_state, block, SITE: tl.constexpr = 0):
+    """Four times 32 random bits for each of `block`, int64: ../_dropout.py in its words, at(rng_state, 0, SITE)."""
     seed = tl.load(rng_state).to(tl.uint64, bitcast=True)
-    offset = tl.load(rng_state + 1).to(tl.uint64, bitcast=True)
+    offset = (tl.load(rng_state + 1) + SITE).to(tl.uint64, bitcast=True)
     zero = tl.zeros_like(block)
     low = (block & 0xFFFFFFFF).to(tl.uint32)
     high = ((block >> 32) & 0xFFFFFFFF).to(tl.uint32)
@@ -42,18 +42,18 @@ def random_words(rng_state, block):
 
 
 @triton.jit
-def kept(rng_state, element, threshold):
+def kept(rng_state, element, threshold, SITE: tl.constexpr = 0):
     """Whether dropout keeps each of `element`, int64: its word is at least `threshold`, round(p * 2**32)."""
-    w0, w1, w2, w3 = random_words(rng_state, element >> 2)
+    w0, w1, w2, w3 = random_words(rng_state, element >> 2, SITE)
     place = element & 3
     word = tl.where(place == 0, w0, tl.where(place == 1, w1, tl.where(place == 2, w2, w3)))
     return word.to(tl.int64) >= threshold
 
 
 @triton.jit
-def kept_in_fours(rng_state, block, threshold, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def kept_in_fours(rng_state, block, threshold, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SITE: tl.constexpr = 0):
     """The same for the four elements of each of `block` [ROWS, COLUMNS / 4]: [ROWS, COLUMNS]."""
-    w0, w1, w2, w3 = random_words(rng_state, block)
+    w0, w1, w2, w3 = random_words(rng_state, block, SITE)
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
     return tl.reshape(words, (ROWS, COLUMNS)).to(tl.int64) >= threshold
 

@@ -80,8 +80,9 @@ def _composed(
 
 
 def input_statics(h: Tensor, parameters: Parameters) -> _Static:
-    """What a backend's choice depends on: the dtypes of h, matrices and biases, and H, D and A."""
-    D = parameters.matrices[3].shape[0] if parameters.eps else 0
+    """What a backend's choice depends on: the dtypes of h, matrices and biases, and H, D and A. D is that of the wider
+    bottleneck, and 0 without one."""
+    D = max((matrix.shape[0] for matrix in parameters.matrices[3:]), default=0)
     widths = (h.shape[-1], D, parameters.matrices[0].shape[0])
     return h.device, (h.dtype, parameters.matrices[0].dtype, parameters.biases[0].dtype), widths
 

@@ -35,6 +35,7 @@ from ... import _dispatch
 from ..._dispatch import Backend, Key
 from ..._dropout import check as check_dropout
 from ..._op import _eager, _transformed
+from .. import _triton
 from . import cpu, reference
 from .autograd import ffn_forward, ffn_op, ffn_statics, input_forward, input_op, input_statics
 from .checks import (
@@ -99,10 +100,11 @@ def _run_input(
 
 
 def _backend(activations: list[Tensor], parameters: Parameters) -> str | None:
-    """The one that is forced. Where a gradient is needed, else the reference: its forward pass has the bits of its
-    backward pass, which no sign at ReLU's kink then parts, and a weight would be packed for a single use."""
+    """The one that is forced. Where a gradient is needed on the CPU, else the reference: its forward pass has the bits
+    of its backward pass, which no sign at ReLU's kink then parts, and a weight would be packed for a single use. What
+    runs on a GPU has a backward pass of its own, with the same bits."""
     forced = _dispatch.forced()
-    if forced is not None or not torch.is_grad_enabled():
+    if forced is not None or not torch.is_grad_enabled() or activations[0].device.type != "cpu":
         return forced
     tensors = (*activations, *parameters.matrices, *parameters.biases, *parameters.norms)
     return "reference" if any(tensor.requires_grad for tensor in tensors) else None
@@ -245,7 +247,50 @@ def _check_ffn(
     return parameters
 
 
-# ---- backends, each named after its file: ./cpu.py (csrc/bottleneck/cpu.cpp), ./reference.py
+# ---- backends, each named after its file: ./cpu.py (csrc/bottleneck/cpu.cpp), ./triton.py, ./reference.py
+
+
+def _input_triton_why_not(key: Key) -> str | None:
+    return _triton.why_not(key) or _too_wide(key)
+
+
+def _ffn_triton_why_not(key: Key) -> str | None:
+    if key.widths[3] == 0:
+        return "takes feed-forward blocks of one width; these differ"
+    return _triton.why_not(key) or _too_wide(key)
+
+
+def _too_wide(key: Key) -> str | None:
+    h, matrices, D = *key.dtypes[:2], key.widths[1]
+    # Products of float32 factors take twice the registers.
+    widest = 128 if h == torch.float32 and matrices != torch.bfloat16 else 256
+    return (
+        None if widest >= D else f"keeps the narrow stream in registers, up to {widest} elements of a row; it has {D}"
+    )
+
+
+def _triton_input(*args: Any) -> Any:
+    from . import triton
+
+    return triton.bottleneck_input(*args)
+
+
+def _triton_input_backward(*args: Any) -> Any:
+    from . import triton
+
+    return triton.bottleneck_input_backward(*args)
+
+
+def _triton_ffn(*args: Any) -> Any:
+    from . import triton
+
+    return triton.bottleneck_ffn(*args)
+
+
+def _triton_ffn_backward(*args: Any) -> Any:
+    from . import triton
+
+    return triton.bottleneck_ffn_backward(*args)
 
 
 def _always(key: Key) -> None:
@@ -289,6 +334,7 @@ _dispatch.define(
     "bottleneck_input",
     [
         Backend("cpu", cpu.input_why_not, cpu.bottleneck_input, reference.bottleneck_input_backward),
+        Backend("triton", _input_triton_why_not, _triton_input, _triton_input_backward),
         Backend("reference", _always, reference.bottleneck_input, reference.bottleneck_input_backward),
     ],
     _input_key,
@@ -297,6 +343,7 @@ _dispatch.define(
     "bottleneck_ffn",
     [
         Backend("cpu", cpu.ffn_why_not, cpu.bottleneck_ffn, reference.bottleneck_ffn_backward),
+        Backend("triton", _ffn_triton_why_not, _triton_ffn, _triton_ffn_backward),
         Backend("reference", _always, reference.bottleneck_ffn, reference.bottleneck_ffn_backward),
     ],
     _ffn_key,
