@@ -193,6 +193,36 @@ def test_float16_parameters_beside_a_stream_that_float16_cannot_hold(op):
                 assert relative_error(gradient, right) <= 2e-3
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_gradients_beside_bfloat16_matrices(op):
+    """float32 activations: no worse than the reference, which rounds where autocast does."""
+    function, plain, make = OPS[op]
+    arguments = make(Sizes((2, 9), 48, 24, 24, 40, 3), eps=1e-3)
+    activations = len([t for t in arguments.tensors if isinstance(t, Tensor)])
+    made = arguments.with_leaves(
+        [t.bfloat16() if i >= activations and t.dim() == 2 else t for i, t in enumerate(arguments.leaves())]
+    )
+    _, exact = run(plain, made, torch.float64)
+    with use_backend("reference"):
+        _, coarse = _with_dtypes(function, made)
+    for backend in ABLE[op]:
+        if backend not in explain(op, *made.tensors, **made.options).refusals:
+            with use_backend(backend):
+                _, gradients = _with_dtypes(function, made)
+            assert_together_as_good_as(list(gradients), list(coarse), exact)
+
+
+def test_rows_of_a_gpu_train():
+    """On the CPU the reference does, whose forward and backward pass have the same bits."""
+    from encoders_fast.ops.bottleneck.op import _backend
+    from encoders_fast.ops.bottleneck.parameters import Parameters
+
+    parameters = Parameters([torch.ones(2, 2, requires_grad=True)], [], [], [])
+    with use_backend(None):
+        assert _backend([torch.ones(2)], parameters) == "reference"
+        assert _backend([torch.ones(2, device="meta")], parameters) is None
+
+
 def _with_dtypes(function, arguments):
     """As `run`, in the dtypes that the tensors have."""
     leaves = [t.detach().requires_grad_() for t in arguments.leaves()]

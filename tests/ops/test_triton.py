@@ -25,6 +25,11 @@ FILES = {
     "test_residual_layer_norm.py": "triton",
     "test_fourier_mixing.py": "triton and not 4096 and not 509",
     "test_fourier_mixing_triton.py": "triton",
+    # At the published widths, which take seconds, each kernel once, and at others everything.
+    "test_bottleneck.py": "(triton and not 512) or (triton and 512 and ("
+    "(float32 and shared and no_norm) or (float32 and test_ffn and layer_norm and not no_norm and 0.3)"
+    " or (float16 and not bfloat16 and 33 and no_norm and not 0.3)))"
+    " or beside or only or strides or independent",
 }
 OPS = {op: row for op, rows in _dispatch.tables().items() for row in rows if row.name == "triton"}
 
@@ -35,13 +40,13 @@ pytestmark = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", FILES)
-def test_interpreted(file):
+@pytest.mark.parametrize(("file", "selected"), FILES.items(), ids=FILES)
+def test_interpreted(file, selected):
     import triton
 
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
         pytest.skip(f"the interpreter of triton {triton.__version__} cannot loop to a number known at run time only")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", FILES[file]]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", selected]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout[-4000:]
@@ -103,7 +108,7 @@ def test_no_operator_of_torch_runs_beside_the_kernels(case):
     assert operators.names <= ALLOCATIONS_AND_VIEWS | {"aten.lift_fresh"}
 
 
-GPU = Key("cuda", (9, 0), (torch.float32, torch.float32), (64, 64))
+GPU = Key("cuda", (9, 0), (torch.float32, torch.float32), (64,) * 5)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -125,3 +130,13 @@ def test_refusals_of_widths():
         assert OPS[op].why_not(GPU._replace(widths=(16384,))) is None
         assert OPS[op].why_not(GPU._replace(widths=(16385,))) == "takes rows of up to 16384 elements; these have 16385"
     assert OPS["fourier_mixing"].why_not(GPU._replace(widths=(16385,))) is None
+    for op in ("bottleneck_input", "bottleneck_ffn"):
+        for dtypes, widest in (((torch.float32,) * 3, 128), ((torch.float32, torch.bfloat16, torch.float32), 256)):
+            key = GPU._replace(dtypes=dtypes)
+            assert OPS[op].why_not(key._replace(widths=(512, widest, 512, 512, 4))) is None
+            assert OPS[op].why_not(key._replace(widths=(512, widest + 1, 512, 512, 4))) == (
+                f"keeps the narrow stream in registers, up to {widest} elements of a row; it has {widest + 1}"
+            )
+    assert OPS["bottleneck_ffn"].why_not(GPU._replace(widths=(512, 128, 128, 0, 4))) == (
+        "takes feed-forward blocks of one width; these differ"
+    )
