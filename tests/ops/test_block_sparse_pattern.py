@@ -268,3 +268,29 @@ def test_a_bounded_number_is_kept(monkeypatch):
 def test_bad_arguments(make, error, sentence):
     with pytest.raises(error, match=sentence):
         make(BlockSparsePattern)
+
+
+def test_slices():
+    mask = torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(0)) < 0.6
+    mask[1, 5:9], mask[2, :, 3:30] = False, False
+    pattern = BlockSparsePattern.from_mask(mask, 40, 50, block=1)
+    for starts, slices in ((pattern.row_starts, pattern.row_slices), (pattern.column_starts, pattern.column_slices)):
+        ends = torch.stack((starts[:, :-1].flatten(), starts[:, 1:].flatten()), dim=1).tolist()
+        lengths = [last - first for first, last in ends]
+        assert max(lengths) >= 32
+        assert min(lengths) == 0
+        whole, i = [], 0
+        slices = slices.tolist()
+        while i < len(slices):
+            row, begin, _, parts = slices[i]
+            pieces = slices[i : i + parts]
+            assert [piece[0] for piece in pieces] == [row] * parts
+            assert [piece[3] for piece in pieces[1:]] == [0] * (parts - 1)
+            assert [piece[2] for piece in pieces[:-1]] == [piece[1] for piece in pieces[1:]]
+            assert [begin, pieces[-1][2]] == ends[row]
+            assert all(16 <= last - first < 32 for _, first, last, _ in pieces) or parts == 1
+            assert parts == max(lengths[row] // 16, 1)
+            whole.append((parts == 1, row))
+            i += parts
+        assert whole == sorted(whole), "long lists first"
+        assert sorted(row for _, row in whole) == list(range(len(lengths)))

@@ -17,14 +17,15 @@ from .constructors import Lists
 
 _PATTERN_AND_OPTIONS = (
     "Tensor row_starts, Tensor columns, Tensor multiplicities, Tensor column_starts, Tensor rows,"
-    " Tensor column_multiplicities, int block, bool causal, Tensor? key_padding_mask, Tensor? query_padding_mask,"
-    " Tensor? head_mask, Tensor? rng_state, float dropout_p, float scale, str? backend"
+    " Tensor column_multiplicities, Tensor row_slices, Tensor column_slices, int block, bool causal,"
+    " Tensor? key_padding_mask, Tensor? query_padding_mask, Tensor? head_mask, Tensor? rng_state, float dropout_p,"
+    " float scale, str? backend"
 )
+_LISTS = len(Lists._fields)
 
 
 def _split(args: tuple[Any, ...]) -> tuple[Lists, Options, str | None]:
-    lists = len(Lists._fields)
-    return Lists(*args[:lists]), Options(*args[lists:-1]), args[-1]
+    return Lists(*args[:_LISTS]), Options(*args[_LISTS:-1]), args[-1]
 
 
 def statics(query: Tensor, block: int) -> tuple[torch.device, tuple[torch.dtype, ...], tuple[int, ...]]:
@@ -46,20 +47,21 @@ def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Any, ...]:
-    ctx.block, ctx.causal, *tensors = inputs[9:15]
-    ctx.numbers = inputs[15:]
-    return (*inputs[:3], *output, *inputs[3:9], *tensors)
+    lists, options = inputs[3 : 3 + _LISTS], inputs[3 + _LISTS :]
+    ctx.block, ctx.causal, *tensors = options[:6]
+    ctx.numbers = options[6:]
+    return (*inputs[:3], *output, *lists, *tensors)
 
 
 def _backward(ctx: Any, dy: Tensor | None, dlog_sum_exp: Tensor | None) -> tuple[Tensor | None, ...]:
     query, key, value, out, log_sum_exp, *rest = ctx.saved_tensors
-    lists, tensors = rest[:6], rest[6:]
+    lists, tensors = rest[:_LISTS], rest[_LISTS:]
     gradients: tuple[Tensor | None, ...] = (None, None, None)
     if dy is not None or dlog_sum_exp is not None:
         dy = torch.zeros_like(out) if dy is None else dy
         options = (ctx.block, ctx.causal, *tensors, *ctx.numbers)
         gradients = backward_op(dy, dlog_sum_exp, query, key, value, out, log_sum_exp, *lists, *options)
-    return *gradients, *(None,) * 15
+    return *gradients, *(None,) * (_LISTS + 9)
 
 
 attention_op = op(

@@ -25,6 +25,10 @@ class BlockSparsePattern:
     column_starts[h, j] to column_starts[h, j + 1] - 1 of `rows` and `column_multiplicities`. Lists are in ascending
     order without repetition. A pattern of one head stands for all heads.
 
+    For devices on which many workers share out the lists, long ones are cut into slices. A slice is (list, begin, end,
+    parts): the number of the list, h * blocks + i; its entries; how many slices the list has, and 0 instead for all of
+    them but the first. Those of a list follow each other, and lists in several slices come first.
+
     Made by `big_bird`, `big_bird_decoder`, `sliding`, `full` and `from_mask`. All but the last remember what they made
     and may be called again in every forward pass, under torch.compile too.
 
@@ -47,6 +51,10 @@ class BlockSparsePattern:
     """[entries]"""
     column_multiplicities: Tensor
     """[entries]"""
+    row_slices: Tensor
+    """[slices, 4]"""
+    column_slices: Tensor
+    """[slices, 4]"""
     _copies: dict[str, BlockSparsePattern] = field(default_factory=dict)
 
     @classmethod
@@ -223,7 +231,7 @@ class BlockSparsePattern:
 
     @property
     def lists(self) -> constructors.Lists:
-        """The six tensors, in the order in which the op takes them."""
+        """The tensors, in the order in which the op takes them."""
         return constructors.Lists(
             self.row_starts,
             self.columns,
@@ -231,6 +239,8 @@ class BlockSparsePattern:
             self.column_starts,
             self.rows,
             self.column_multiplicities,
+            self.row_slices,
+            self.column_slices,
         )
 
     @property
@@ -267,6 +277,8 @@ class BlockSparsePattern:
             sizes = torch.stack([ends[head].diff() for head in heads])
             last = sizes.flatten().cumsum(0, dtype=torch.int32).view_as(sizes)
             chosen[name] = torch.cat((last[:, :1] - sizes[:, :1], last), dim=1)
+            slices = constructors.slices(chosen[name].cpu().numpy()).astype("int32")
+            chosen[name.replace("starts", "slices")] = torch.from_numpy(slices).to(self.device)
         return replace(self, **chosen, _copies={})
 
     def dense(self) -> Tensor:
