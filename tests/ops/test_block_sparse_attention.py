@@ -31,6 +31,9 @@ PATTERNS = {
         130, block=8, heads=2, window_blocks=5, random_blocks=3, extra_global_tokens=8
     ),
     "blocks of 64": BlockSparsePattern.sliding(321, global_blocks=(0,)),
+    # The first row and the first column in two slices; of the padded sample's row the second slice has no key.
+    "long lists": BlockSparsePattern.sliding(127, block=4, window_blocks=1, global_blocks=(0,)),
+    "blocks of 128": BlockSparsePattern.from_mask(torch.tensor([[0, 3], [1, 1]]), 256, 200, block=128),
 }
 
 
@@ -183,6 +186,41 @@ def test_dropout_drops_the_elements_that_the_state_says(backend, name, dropout_p
             assert torch.equal(actual, right)
         else:
             assert relative_error(actual, right) <= 1e-13
+
+
+def compare_with_dropout(backend: str, pattern: BlockSparsePattern, dtype: torch.dtype, dropout_p: float) -> None:
+    query, key, value, dy = sample(pattern, 24, dtype)
+    needs(backend, query, key, value, pattern)
+    B, H, Tq, Tk = 2, 2, pattern.query_tokens, pattern.key_tokens
+    state = torch.tensor([-1234567890123, 2**62 + 5])
+    kept = _dropout.keep_elements(state, torch.arange(B * H * Tq * Tk).view(B, H, Tq, Tk), dropout_p)
+    scale = dropout_p if kept.any() else 0.0
+
+    def plain(with_dtype: torch.dtype) -> list[Tensor]:
+        inputs = [x.to(with_dtype).requires_grad_() for x in (query, key, value)]
+        outputs = dense(*inputs, pattern, padding(Tk), None, kept, scale)
+        return gradients(outputs, inputs, dy.to(with_dtype))
+
+    inputs = [x.clone().requires_grad_() for x in (query, key, value)]
+    options = {"dropout_p": dropout_p, "rng_state": state, "key_padding_mask": padding(Tk)}
+    with use_backend(backend):
+        outputs = block_sparse_attention(*inputs, pattern, return_log_sum_exp=True, **options)
+        ours = gradients(outputs, inputs, dy)
+    for actual, same_dtype, exact in zip(ours, plain(dtype), plain(torch.float64), strict=True):
+        if exact.norm() == 0:  # everything dropped
+            assert torch.equal(actual, same_dtype)
+        else:
+            assert_as_good_as(actual, same_dtype, exact)
+
+
+# Four elements of one random block are of two rows where Tk is odd. Blocks are smaller than tiles, and larger.
+@pytest.mark.parametrize(
+    ("name", "dropout_p"),
+    [("long lists", 0.3), ("queries without keys", 0.3), ("queries without keys", 1.0), ("blocks of 128", 0.3)],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_in_float32(backend, name, dropout_p):
+    compare_with_dropout(backend, PATTERNS[name], torch.float32, dropout_p)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -14,7 +14,14 @@ from torch import Tensor
 from encoders_fast import _dispatch, _dropout, _native, use_backend
 from encoders_fast.ops import BlockSparsePattern, block_sparse_attention
 from tests.closeness import assert_as_good_as, relative_error
-from tests.ops.test_block_sparse_attention import PATTERNS, compare, dense, gradients, padding, sample
+from tests.ops.test_block_sparse_attention import (
+    PATTERNS,
+    compare,
+    compare_with_dropout,
+    gradients,
+    padding,
+    sample,
+)
 
 pytestmark = pytest.mark.skipif(_native.missing is not None, reason=f"no native library: {_native.missing}")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -70,28 +77,7 @@ def test_borders(name, dtype, masked):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["training", "causal", "more keys", "queries without keys", "blocks of 64"])
 def test_dropout(name, dtype, dropout_p):
-    pattern = PATTERNS[name]
-    query, key, value, dy = sample(pattern, 24, dtype)
-    B, H, Tq, Tk = 2, 2, pattern.query_tokens, pattern.key_tokens
-    state = torch.tensor([-1234567890123, 2**62 + 5])
-    kept = _dropout.keep_elements(state, torch.arange(B * H * Tq * Tk).view(B, H, Tq, Tk), dropout_p)
-    scale = dropout_p if kept.any() else 0.0
-
-    def plain(with_dtype: torch.dtype) -> list[Tensor]:
-        inputs = [x.to(with_dtype).requires_grad_() for x in (query, key, value)]
-        outputs = dense(*inputs, pattern, padding(Tk), None, kept, scale)
-        return gradients(outputs, inputs, dy.to(with_dtype))
-
-    inputs = [x.clone().requires_grad_() for x in (query, key, value)]
-    options = {"dropout_p": dropout_p, "rng_state": state, "key_padding_mask": padding(Tk)}
-    with use_backend("cpu"):
-        outputs = block_sparse_attention(*inputs, pattern, return_log_sum_exp=True, **options)
-        ours = gradients(outputs, inputs, dy)
-    for actual, same_dtype, exact in zip(ours, plain(dtype), plain(torch.float64), strict=True):
-        if exact.norm() == 0:  # everything dropped
-            assert torch.equal(actual, same_dtype)
-        else:
-            assert_as_good_as(actual, same_dtype, exact)
+    compare_with_dropout("cpu", PATTERNS[name], dtype, dropout_p)
 
 
 def test_dropout_at_elements_of_which_four_do_not_fit_32_bits():
@@ -253,4 +239,4 @@ def test_scale_and_rising_scores(dtype, scale):
 def test_refusals():
     x = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
     refusals = _dispatch.explain("block_sparse_attention", x, x, x, BlockSparsePattern.full(4)).refusals
-    assert refusals == {"cpu": "computes in float32; the input is float64"}
+    assert refusals["cpu"] == "computes in float32; the input is float64"

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from encoders_fast import _dispatch
 from encoders_fast._dispatch import Key
+from encoders_fast.ops import _triton
 from tests.ops import triton_offline
 from tests.ops.triton_cases import CASES
 
@@ -30,6 +31,9 @@ FILES = {
     "(float32 and shared and no_norm) or (float32 and test_ffn and layer_norm and not no_norm and 0.3)"
     " or (float16 and not bfloat16 and 33 and no_norm and not 0.3)))"
     " or beside or only or strides or independent",
+    "test_block_sparse_attention.py": "triton and ("
+    "test_patterns and padded and not (evaluation or training)"
+    " or more and whole or bfloat16-40 or torch.float16-256 or float32-80 or in_float32 or head_mask or strides)",
 }
 OPS = {op: row for op, rows in _dispatch.tables().items() for row in rows if row.name == "triton"}
 
@@ -140,3 +144,25 @@ def test_refusals_of_widths():
     assert OPS["bottleneck_ffn"].why_not(GPU._replace(widths=(512, 128, 128, 0, 4))) == (
         "takes feed-forward blocks of one width; these differ"
     )
+    assert OPS["block_sparse_attention"].why_not(GPU._replace(widths=(256, 1))) is None
+    assert OPS["block_sparse_attention"].why_not(GPU._replace(widths=(257, 64))) == (
+        "takes heads of a width of up to 256; these have 257"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "setting", "expected"),
+    [
+        (torch.float32, "ieee", "tf32x3"),
+        (torch.float32, "tf32", "tf32"),
+        (torch.bfloat16, "tf32", "ieee"),
+    ],
+)
+def test_precision_of_products_is_what_torch_allows(dtype, setting, expected):
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    try:
+        matmul.allow_tf32 = setting == "tf32"
+        assert _triton.precision(dtype) == expected
+    finally:
+        matmul.allow_tf32 = before

@@ -102,6 +102,31 @@ def _bottleneck_ffn(
     return run
 
 
+def _block_sparse_attention(
+    K: int, dtype: torch.dtype, tokens: int = 2048, block: int = 64, masked: bool = False
+) -> Callable[[], list[Launch]]:
+    """BigBird's pattern in training, whose global lists are in several slices. masked: with all options there are."""
+
+    def run() -> list[Launch]:
+        from encoders_fast.ops import BlockSparsePattern
+        from encoders_fast.ops.block_sparse_attention import triton
+        from encoders_fast.ops.block_sparse_attention.checks import Options
+
+        B, H = 2, 12
+        lists = BlockSparsePattern.big_bird(tokens, block=block, heads=H, training=True).lists
+        x = torch.empty(B, tokens, H, K, dtype=dtype).transpose(1, 2)
+        real, factors = torch.empty(B, tokens, dtype=torch.bool), torch.empty(B, H)
+        masks = (real, real, factors, torch.empty(2, dtype=torch.int64), 0.1) if masked else (None,) * 4 + (0.0,)
+        options = Options(block, masked, *masks, 0.125)
+        with recorded(triton) as launches:
+            out, log_sum_exp = triton.block_sparse_attention(x, x, x, lists, options)
+            dlog_sum_exp = log_sum_exp if masked else None
+            triton.block_sparse_attention_backward(x, dlog_sum_exp, x, x, x, out, log_sum_exp, lists, options)
+        return launches
+
+    return run
+
+
 def _cases() -> Iterator[tuple[str, Callable[[], list[Launch]]]]:
     for D in (128, 768, 2560, 16384):
         for name, dtype in DTYPES.items():
@@ -128,6 +153,15 @@ def _cases() -> Iterator[tuple[str, Callable[[], list[Launch]]]]:
         yield f"bottleneck_input {rows} {str(dtype)[6:]}", _bottleneck_input(rows, dtype)
     for variant in ("from bottleneck", "no bottleneck"):
         yield f"bottleneck_input 256 bfloat16 {variant}", _bottleneck_input(256, bfloat16, variant, 1e-5)
+    for K in (64, 128, 256):
+        for name, dtype in DTYPES.items():
+            yield f"block_sparse_attention {K} {name}", _block_sparse_attention(K, dtype)
+    yield "block_sparse_attention 80 bfloat16", _block_sparse_attention(80, torch.bfloat16)
+    yield "block_sparse_attention 32 bfloat16", _block_sparse_attention(32, torch.bfloat16)
+    for name, dtype in list(DTYPES.items())[:2]:
+        yield f"block_sparse_attention 64 {name} with all options", _block_sparse_attention(64, dtype, masked=True)
+    small = _block_sparse_attention(64, torch.bfloat16, tokens=1001, block=16)
+    yield "block_sparse_attention 64 bfloat16 in ragged blocks of 16", small
 
 
 CASES.update(_cases())

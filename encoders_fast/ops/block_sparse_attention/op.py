@@ -26,6 +26,7 @@ from ... import _dispatch, _native
 from ..._dispatch import Backend, Key
 from ..._dropout import check as check_dropout
 from ..._op import _transformed
+from .. import _triton
 from .._checks import check_tensors, wide
 from . import reference
 from .autograd import attention_op, statics
@@ -119,7 +120,7 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 
-# ---- backends, each named after its file: csrc/block_sparse_attention/cpu.cpp, ./reference.py
+# ---- backends, each named after its file: csrc/block_sparse_attention/cpu.cpp, ./triton.py, ./reference.py
 
 
 def _cpu_why_not(key: Key) -> str | None:
@@ -150,6 +151,24 @@ def _cpu_backward(
     return native(dy, dlog_sum_exp, query, key, value, log_sum_exp, *lists[:3], *options)
 
 
+def _triton_why_not(key: Key) -> str | None:
+    if key.widths[0] > 256:
+        return f"takes heads of a width of up to 256; these have {key.widths[0]}"
+    return _triton.why_not(key)
+
+
+def _triton_forward(*args: Any) -> Any:
+    from . import triton
+
+    return triton.block_sparse_attention(*args)
+
+
+def _triton_backward(*args: Any) -> Any:
+    from . import triton
+
+    return triton.block_sparse_attention_backward(*args)
+
+
 def _always(key: Key) -> None:
     return None
 
@@ -171,6 +190,7 @@ _dispatch.define(
     "block_sparse_attention",
     [
         Backend("cpu", _cpu_why_not, _cpu_forward, _cpu_backward),
+        Backend("triton", _triton_why_not, _triton_forward, _triton_backward),
         Backend(
             "reference",
             _always,
