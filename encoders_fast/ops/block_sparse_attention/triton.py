@@ -212,7 +212,7 @@ def _backward_queries(
     share = _share(lists.row_slices, lists.row_starts, query, options.block, tiles.tile)
     dquery = new_result(query)
     tile, width = share.constants["TILE"], share.constants["WIDTH"]
-    exact = query.dtype == torch.float32
+    exact = query.dtype == torch.float32 or query.shape[3] < 16
     part_sums = query.new_empty((share.parts, 1 + exact, tile, width), dtype=torch.float32)
     part_totals = query.new_empty((share.parts, 2, tile), dtype=torch.float32)
     dlog_sum_exp = None if dlog_sum_exp is None else dlog_sum_exp.contiguous()

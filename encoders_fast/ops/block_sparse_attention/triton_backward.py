@@ -5,9 +5,10 @@ L, drops out. `backward_queries` walks along the rows' lists and finds these sum
 and the means, sum(P dP) - dL, to `backward_keys`, which walks along the columns' lists. Lists in several slices are
 added up, in the slices' order, by `combine_queries` and `combine_keys`. dY comes without the head's factor.
 
-The means are sums of dY * out, over a row of a head. EXACT, for float32: what they lack to the mean of the dP that the
-kernel finds is found on the way too, and sum(P K) with it, by which dQ is mended. Where one key has all the weight
-dP - sum(P dP) cancels, and would be no more than the difference of two roundings.
+The means are sums of dY * out, over a row of a head. EXACT, for float32 and for heads of few columns, over which the
+roundings of out do not cancel: what the means lack to those of the dP that the kernel finds is found on the way too,
+and sum(P K) with it, by which dQ is mended. Where one key has all the weight, dP - sum(P dP) would else be no more than
+the difference of two roundings.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def backward_queries(
         sums += product(rounded(dscores, k.dtype), k, PRECISION)
         if EXACT:
             rest += tl.sum(dscores, 1)
-            key_sums += product(weights, k, PRECISION)
+            key_sums += product(rounded(weights, k.dtype), k, PRECISION)
     if parts == 1:
         _finish_queries(
             sums, key_sums, total, rest, mean, outside, dquery, inverses, means, b, h, token, there, H, Tq, scale,
