@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 
 from bench.contender import Contender, Expected
@@ -22,6 +23,12 @@ def device() -> torch.device:
 def run_on(name: str) -> None:
     global _device
     _device = torch.device(name)
+
+
+def only_on_gpus(case: bool) -> None:
+    """Skips a case that is meant for a GPU where the benches run on the CPU."""
+    if case and _device.type == "cpu":
+        pytest.skip("of a size for GPUs: --device cuda")
 
 
 @contextlib.contextmanager

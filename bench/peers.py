@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from bench import clock
+from encoders_fast.ops import BlockSparsePattern
+
 
 class Peer(NamedTuple):
     """A way to compute the hidden states of one case."""
 
-    call: Callable[[], Tensor]
+    call: Callable[..., Tensor]
     absent: str | None = None
     """The sentence why it cannot run."""
 
@@ -32,6 +35,39 @@ def torch_compile(model: nn.Module, ids: Tensor) -> Peer:
         return lambda: compiled(ids).last_hidden_state
 
     return tried("torch.compile", prepare)
+
+
+def compiled_on_gpus(function: Callable[..., Any]) -> Peer:
+    """`function` under torch.compile, which on a GPU fuses what stands in it."""
+    if clock.device().type == "cpu":
+        return absent("torch.compile of single expressions is measured on GPUs")
+    return Peer(torch.compile(function))
+
+
+def flex_attention(pattern: BlockSparsePattern) -> Peer:
+    """torch's compiled FlexAttention over the same blocks."""
+    if clock.device().type == "cpu":
+        return absent("FlexAttention is measured on GPUs")
+    lists, block, tokens = pattern.lists, pattern.block, pattern.query_tokens
+    if (lists.multiplicities > 1).any():
+        return absent("FlexAttention does not know blocks that are listed several times, as in evaluation")
+    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import flex_attention as flex
+
+    heads, rows = lists.row_starts.shape[0], lists.row_starts.shape[1] - 1
+    seen = torch.zeros(heads * rows, rows, dtype=torch.bool)
+    seen[torch.repeat_interleave(lists.row_starts.diff().flatten().long()), lists.columns.long()] = True
+    seen = seen.view(heads, rows, rows).to(clock.device())
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return seen[h % heads, q // block, k // block]
+
+    device = str(clock.device())
+    mask = create_block_mask(
+        visible, None, heads if heads > 1 else None, tokens, tokens, device=device, BLOCK_SIZE=block
+    )
+    options = {"BLOCK_M": block, "BLOCK_N": block}  # its own are larger than the mask's blocks
+    return Peer(torch.compile(partial(flex, block_mask=mask, kernel_options=options)))
 
 
 def onnx_runtime(model: nn.Module, ids: Tensor) -> Peer:

@@ -56,6 +56,8 @@ def tables(files: list[dict[str, Any]], group: str, contenders: list[str]) -> li
 
 
 def device_table(file: dict[str, Any], records: list[dict[str, Any]], contenders: list[str]) -> list[str]:
+    measured = {line["name"] for record in records for line in record["contenders"] if "absent" not in line}
+    contenders = [name for name in contenders if name in measured] or contenders
     lines = [f"{file['device']}.", "", *table.markdown(records, contenders), ""]
     for baseline, names in table.baselines(records, contenders).items():
         lines.append(f"Times as fast as {baseline}: {', '.join(names)}.")

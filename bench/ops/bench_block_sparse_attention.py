@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench import clock
 from bench.contender import Case, Contender, Expected, Target
+from bench.peers import flex_attention
 from bench.verify import expect
 from encoders_fast import _dispatch, use_backend
 from encoders_fast.ops import BlockSparsePattern, block_sparse_attention
@@ -21,6 +23,7 @@ from encoders_fast.ops import BlockSparsePattern, block_sparse_attention
 TARGETS: dict[tuple[int, ...], float] = {(1, 12, 1024, 64): 1.5, (1, 12, 4096, 64): 6.0}
 SHAPES = list(TARGETS)
 LONG = (1, 12, 16384, 64)
+ON_GPUS = (8, 12, 4096, 64)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OP = "block_sparse_attention"
 # Rounding alone, for the same reason as in the tests: a plain computation may round better than one can expect.
@@ -82,7 +85,12 @@ def contenders(
         Contender(baseline, partial(job, dense, *inputs), None, None, moved, dense_work, tuple, dense_expected, True)
     ]
     refusals = _dispatch.explain(OP, *inputs, pattern).refusals
-    target = Target(baseline, TARGETS[shape])
+    target = Target(baseline, TARGETS[shape]) if shape in TARGETS else None
+    flex = flex_attention(pattern)
+    call = partial(job, flex.call, *inputs)
+    found.append(
+        Contender(f"FlexAttention {dtype}", call, baseline, None, moved, work, tuple, expected, True, flex.absent)
+    )
     for row in _dispatch.tables()[OP]:
         call, absent = partial(on_backend, row.name), refusals.get(row.name)
         name = f"{row.name} {dtype}"
@@ -92,16 +100,18 @@ def contenders(
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, ON_GPUS], ids=str)
 def bench_forward(compare: Callable[[Case], None], shape: tuple[int, ...], training: bool) -> None:
+    clock.only_on_gpus(shape == ON_GPUS)
     pattern = BlockSparsePattern.big_bird(shape[2], heads=shape[1], training=training)
     found = [contender for dtype in DTYPES for contender in contenders(forward, pattern, shape, dtype)]
     name = f"{shape} {'training' if training else 'evaluation'}"
     compare(Case(f"{OP} forward", name, tuple(found), "cpu float32"))
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, ON_GPUS], ids=str)
 def bench_training(compare: Callable[[Case], None], shape: tuple[int, ...]) -> None:
+    clock.only_on_gpus(shape == ON_GPUS)
     pattern = BlockSparsePattern.big_bird(shape[2], heads=shape[1], training=True)
     found = [contender for dtype in DTYPES for contender in contenders(forward_and_backward, pattern, shape, dtype)]
     compare(Case(f"{OP} forward and backward", str(shape), tuple(found), "cpu float32", grad=True))

@@ -10,13 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench import clock
 from bench.contender import Case, Contender
+from bench.peers import compiled_on_gpus
 from bench.verify import expect
 from encoders_fast import _dispatch, use_backend
 from encoders_fast.ops import residual_layer_norm
 
 # RoBERTa-PreLayerNorm in a batch, and XLM-RoBERTa-XL one text at a time.
 SHAPES = [(8, 512, 768), (32, 512, 768), (1, 512, 2560)]
+ON_GPUS = [(1, 4096, 768), (1, 4096, 2560), (1, 4096, 4096)]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EPS = 1e-5
 # Rounding alone; plain PyTorch is sometimes better than half of this.
@@ -71,7 +74,11 @@ def side_by_side(job: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor, 
             return job(ours, *inputs)
 
     refusals = _dispatch.explain("residual_layer_norm", *inputs).refusals
-    return [contender(baseline, partial(job, plain, *inputs))] + [
+    compiled = compiled_on_gpus(plain)
+    return [
+        contender(baseline, partial(job, plain, *inputs)),
+        contender(f"torch.compile {dtype}", partial(job, compiled.call, *inputs), baseline, absent=compiled.absent),
+    ] + [
         contender(f"{row.name} {dtype}", partial(on_backend, row.name), baseline, absent=refusals.get(row.name))
         for row in _dispatch.tables()["residual_layer_norm"]
     ]
@@ -87,13 +94,15 @@ def subject() -> str:
     return f"{_dispatch.tables()['residual_layer_norm'][0].name} float32"
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES + ON_GPUS, ids=str)
 def bench_forward(compare: Callable[[Case], None], shape: tuple[int, int, int]) -> None:
+    clock.only_on_gpus(shape in ON_GPUS)
     compare(Case("residual_layer_norm forward", str(shape), contenders(forward, shape), subject()))
 
 
 # Without the largest: in float64, which the exact gradients come from, it takes about a gigabyte.
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2]], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], *ON_GPUS], ids=str)
 def bench_training(compare: Callable[[Case], None], shape: tuple[int, int, int]) -> None:
+    clock.only_on_gpus(shape in ON_GPUS)
     group = "residual_layer_norm forward and backward"
     compare(Case(group, str(shape), contenders(forward_and_backward, shape), subject(), grad=True))
