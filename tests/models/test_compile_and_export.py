@@ -50,6 +50,28 @@ def test_one_graph(name):
             torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-3, atol=1e-4, msg=key)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or a torch without CUDA")
+@pytest.mark.parametrize("name", [name for name in MODELS if name.endswith("Model")])
+@torch.no_grad()
+def test_graph_of_a_whole_model(name):
+    """Captured once, replayed on other tokens, without waiting for the GPU."""
+    _, model = pair(name)
+    model = model.eval().cuda().half()
+    inputs = {key: value.cuda() for key, value in batch(name, model.config).items()}
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):  # compiles the kernels and makes the plans
+        for _ in range(2):
+            model(**inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = model(**inputs).last_hidden_state
+    inputs["input_ids"].copy_(inputs["input_ids"].flip(1))
+    graph.replay()
+    assert torch.equal(output, model(**inputs).last_hidden_state)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated:DeprecationWarning")  # inductor's own
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
 @pytest.mark.usefixtures("_compiler")
