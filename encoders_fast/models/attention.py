@@ -156,6 +156,13 @@ def _fused(
     return _join(context if head_mask is None else context * head_mask[:, None, None])
 
 
+def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor | None:
+    """Attention over all keys, [B, Tq, H, K], where this library's kernel is the faster one; else None."""
+    if not _faster_in_blocks(query, key, value, EVERYTHING):
+        return None
+    return _blocks(query, key, value, EVERYTHING, scale, 0.0, None, None).transpose(1, 2)
+
+
 # Multiplications of all queries with all keys from which on block_sparse_attention's native kernel is no slower than
 # torch's operator: below, the call takes longer than the work. At 12 heads of 128 tokens it takes 0.75 of the time in
 # float32 and 0.5 in bfloat16, forward as well as with backward (two cores of a Zen 4).

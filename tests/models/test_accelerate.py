@@ -7,7 +7,8 @@ from torch import nn
 
 import encoders_fast
 import encoders_fast.models as ours
-from encoders_fast import accelerate, explain, restore, verify
+from encoders_fast import _dispatch, accelerate, explain, restore, verify
+from encoders_fast.models import attention
 from encoders_fast.models.live import pre_layer_norm
 from tests.closeness import assert_as_good_as, relative_error
 from tests.models.live_cases import BACKBONES, CASES, SPARSE, inputs_of, live, ops_of, ops_run_by, title
@@ -374,3 +375,27 @@ def test_the_attention_type_may_change():
         model.set_attention_type("original_full")
         plain.set_attention_type("original_full")
         assert torch.equal(restore(model)(**inputs)[0], plain(**inputs)[0])
+
+
+@pytest.mark.parametrize("name", ["RobertaPreLayerNormModel", "XLMRobertaXLModel", "MobileBertModel"])
+def test_attention_runs_where_it_is_faster(name, monkeypatch):
+    """In training as well as in evaluation; a mask, a causal model and somebody's own function keep transformers'."""
+    monkeypatch.setattr(attention, "_WORTH_BLOCKS", 0)
+    plain, model = live(name), accelerate(live(name))
+    ids = inputs_of(name, plain)["input_ids"]
+    results = []
+    for each in (plain, model):
+        with _dispatch.record() as calls:
+            state = each(ids).last_hidden_state
+        state.square().sum().backward()
+        results.append((state.detach(), [p.grad for p in each.parameters() if p.grad is not None]))
+    assert [op for op, _ in calls].count("block_sparse_attention") == plain.config.num_hidden_layers
+    torch.testing.assert_close(*[state for state, _ in results], rtol=1e-4, atol=1e-4)
+    mine, theirs = (torch.cat([gradient.flatten() for gradient in gradients]) for _, gradients in results[::-1])
+    assert relative_error(mine, theirs.double()) < 1e-3
+    mask = torch.ones_like(ids)
+    mask[0, -1] = 0
+    assert "block_sparse_attention" not in ops_run_by(model, input_ids=ids, attention_mask=mask)
+    if hasattr(model.config, "is_decoder"):
+        decoder = accelerate(live(name, is_decoder=True))
+        assert "block_sparse_attention" not in ops_run_by(decoder, input_ids=ids, use_cache=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from ..language_heads import MobileBertLanguageHead
 from ..masks import EVERYTHING
 from ..mobilebert_parts import HasParts
 from ..mobilebert_stack import all_layers
+from .attention import attention_function
 from .replacement import Replacement
 
 
@@ -53,7 +53,7 @@ class MobileBertLayer(HasParts, Replacement, stock.MobileBertLayer):
         *qkv, u0 = packed_input(hidden_states, parameters[0], parts.from_bottleneck)
         query, key, value = (t.unflatten(-1, (own.num_attention_heads, -1)).transpose(1, 2) for t in qkv)
         dropout_p = own.dropout.p if own.training else 0.0
-        attend = _attention_function(own.config._attn_implementation)
+        attend = attention_function(own.config._attn_implementation, stock.eager_attention_forward)
         context, _ = attend(own, query, key, value, attention_mask, dropout=dropout_p, scaling=own.scaling, **kwargs)
         stream = hidden_states if self.use_bottleneck else None
         dropout_p = parts.dropout.p if parts.dropout.training else 0.0
@@ -78,10 +78,6 @@ class MobileBertEncoder(HasParts, Replacement, stock.MobileBertEncoder):
             if h is not None:
                 return BaseModelOutput(last_hidden_state=h)
         return super().forward(hidden_states, attention_mask, **kwargs)
-
-
-def _attention_function(name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    return stock.eager_attention_forward if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
 
 
 class MobileBertLMPredictionHead(Replacement, stock.MobileBertLMPredictionHead):

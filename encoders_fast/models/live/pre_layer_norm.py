@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..activations import fused_activation
 from ..observers import is_layer_norm, unobserved
 from ..pre_layer_norm import add_and_normalize
 from ..projections import activate, project, project_together
+from .attention import attention_function
 from .replacement import Replacement
 
 
@@ -160,8 +160,7 @@ class SelfAttention(Replacement):
             x.unflatten(-1, (-1, self.attention_head_size)).transpose(1, 2)
             for x in project_together((self.query, self.key, self.value), hidden_states)
         )
-        name = self.config._attn_implementation
-        attend = type(self).eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+        attend = attention_function(self.config._attn_implementation, type(self).eager)
         dropout = self.dropout.p if self.training else 0.0
         context, probabilities = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
