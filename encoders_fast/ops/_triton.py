@@ -19,6 +19,9 @@ from .._dispatch import Key
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
+MOST_WARPS = 32 if torch.version.hip is None else 16
+"""1024 threads; AMD's warps have 64 of them."""
+
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -51,12 +54,12 @@ def multiprocessors(device: torch.device) -> int:
 
 def precision(dtype: torch.dtype) -> str:
     """How tensor cores multiply factors of `dtype`: float32 as three TF32 products, which are as good as its own, and
-    as one only where torch is told that this will do. AMD's have no TF32 of three."""
+    as one only where torch is told that this will do. Few of AMD's have TF32."""
     if dtype != torch.float32:
         return "ieee"  # means nothing to half types
-    if torch.backends.cuda.matmul.fp32_precision == "tf32":
-        return "tf32"
-    return "tf32x3" if torch.version.hip is None else "ieee"
+    if torch.version.hip is not None:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def launch(device: torch.device, kernel: Any, grid: Sequence[int], *arguments: Any, **constants: Any) -> None:

@@ -60,6 +60,7 @@ def test_graph_of_a_whole_model(name):
     model = model.eval().cuda().half()
     inputs = {key: value.cuda() for key, value in batch(name, model.config).items()}
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # compiles the kernels and makes the plans
         for _ in range(2):
             model(**inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,11 @@ class Call(NamedTuple):
     """Of the same tensors in another dtype or on another device."""
 
 
+def _there(tensor: Tensor) -> Callable[[torch.device], Tensor]:
+    """Copied once to each device: a copy from the host is waited for, and no graph can capture it."""
+    return functools.cache(lambda device: tensor.to(device))
+
+
 def normal(*shapes: tuple[int, ...]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator) for shape in shapes]
@@ -41,9 +47,10 @@ def _mixing_layer_norm(shape: tuple[int, ...]) -> Call:
 
 
 def _residual(shape: tuple[int, ...], dropout_p: float = 0.0) -> Call:
+    state = _there(torch.tensor([3, 2**33]))
+
     def run(*args: Tensor) -> Sequence[Tensor]:
-        state = torch.tensor([3, 2**33]).to(args[0].device) if dropout_p else None
-        return residual_layer_norm(*args, 1e-5, dropout_p, state)
+        return residual_layer_norm(*args, 1e-5, dropout_p, state(args[0].device) if dropout_p else None)
 
     return Call("residual_layer_norm", normal(shape, shape, shape[-1:], shape[-1:]), run)
 
@@ -52,22 +59,25 @@ def _attention(pattern: BlockSparsePattern, H: int, K: int, masked: bool, **opti
     B, Tq, Tk = 2, pattern.query_tokens, pattern.key_tokens
     real, factors = torch.ones(B, Tk, dtype=torch.bool), torch.linspace(-1, 2, B * H).view(B, H)
     real[1, Tk // 2 :] = False
+    seen, head_mask, state = _there(real), _there(factors), _there(torch.tensor([3, 4]))
 
     def run(*args: Tensor) -> Sequence[Tensor]:
         device = args[0].device
-        more = options | ({"rng_state": torch.tensor([3, 4]).to(device)} if "dropout_p" in options else {})
+        more = options | ({"rng_state": state(device)} if "dropout_p" in options else {})
         if masked:
-            more |= {"key_padding_mask": real.to(device), "head_mask": factors.to(device)}
+            more |= {"key_padding_mask": seen(device), "head_mask": head_mask(device)}
         return [block_sparse_attention(*args, pattern.to(device), **more)]
 
     return Call("block_sparse_attention", normal((B, H, Tq, K), (B, H, Tk, K), (B, H, Tk, K)), run)
 
 
 def _bottleneck(op: str, arguments: Arguments) -> Call:
+    given = arguments.options.get("rng_state")
+    state = None if given is None else _there(given)
+
     def run(*leaves: Tensor) -> Sequence[Tensor]:
         made = arguments.with_leaves(list(leaves))
-        state = made.options.get("rng_state")
-        options = made.options | ({} if state is None else {"rng_state": state.to(leaves[0].device)})
+        options = made.options | ({} if state is None else {"rng_state": state(leaves[0].device)})
         outputs = OPS[op][0](*made.tensors, **options)
         return outputs if isinstance(outputs, tuple) else [outputs]
 

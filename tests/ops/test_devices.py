@@ -86,7 +86,8 @@ def test_graph(name, device):
     call = CALLS[name]
     inputs = inputs_on(call, device, torch.float16)
     stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):  # compiles the kernels and makes the plans
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad(), torch.cuda.stream(stream):  # compiles the kernels and makes the plans
         for _ in range(2):
             call.run(*inputs)
     torch.cuda.current_stream().wait_stream(stream)

@@ -120,3 +120,18 @@ def test_rows_that_are_split_fit_a_program():
         assert N1 * N2 == D
         assert N2 == 1 or (N2 in (16, 32, 64) and N1 <= 128)
     assert [triton_plans.split_width(D)[1] > 1 for D in (512, 768, 1000, 1024)] == [True, True, False, True]
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_nan_as_a_gpu_has_it(dtype):
+    """All of its bits but the sign's are ones, and rounding to TF32 would carry over into that."""
+    x = sample(1, 16, 32)
+    x.view(torch.int32)[0, 3, 5] = 0x7FFFFFFF
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with use_backend("triton"):
+            assert fourier_mixing(x.to(dtype)).isnan().all()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -371,3 +371,14 @@ def test_second_gradient_in_float32(backend):
         results, penalty(torchs, torch.float32), penalty(torchs, torch.float64), strict=True
     ):
         assert_as_good_as(actual, same_dtype, exact)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_state_with_strides(backend):
+    tensors = inputs((2, 9, 33), torch.float32)
+    needs(backend, *tensors)
+    states = torch.stack([STATE, STATE + 1], 1)
+    with use_backend(backend):
+        strided = residual_layer_norm(*tensors, EPS, 0.3, states[:, 0])
+        for one, other in zip(strided, residual_layer_norm(*tensors, EPS, 0.3, STATE), strict=True):
+            assert torch.equal(one, other)

@@ -72,6 +72,8 @@ def test_compiled(case, capsys):
         for architecture, kernels in found.items():
             for name, numbers in kernels.items():
                 print(f"{architecture} {name}: {numbers}")
+    # What the smallest GPUs of these generations have for one program, sm_86 and its successors.
+    assert all(numbers["shared"] <= 99 * 1024 for numbers in found["sm_80"].values())
     for architecture, kernels in found.items():
         expected = known[triton.__version__][architecture]
         assert kernels == {name: expected.get(name) for name in kernels}

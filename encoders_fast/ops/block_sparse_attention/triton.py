@@ -42,8 +42,8 @@ class _Tiles(NamedTuple):
 # heads. float32 in three products of TF32 has every factor in two parts: its kernels spill even in the smallest tiles
 # there are, 60 to 750 bytes at a width of 256 and 60 for the keys at 128. Heads so wide are rare in float32.
 _TILES = {
-    (forward, 2): {64: _Tiles(64, 64, 4, 3), 128: _Tiles(64, 64, 4, 3), 256: _Tiles(64, 32, 8, 3)},
-    (backward_queries, 2): {64: _Tiles(64, 64, 4, 3), 128: _Tiles(64, 64, 4, 2), 256: _Tiles(64, 32, 8, 2)},
+    (forward, 2): {64: _Tiles(64, 64, 4, 3), 128: _Tiles(64, 64, 4, 3), 256: _Tiles(64, 32, 8, 2)},
+    (backward_queries, 2): {64: _Tiles(64, 64, 4, 3), 128: _Tiles(64, 64, 4, 2), 256: _Tiles(64, 16, 8, 2)},
     (backward_keys, 2): {64: _Tiles(64, 64, 4, 3), 128: _Tiles(64, 32, 8, 3), 256: _Tiles(32, 32, 8, 2)},
     (forward, 4): {64: _Tiles(64, 32, 4, 3), 128: _Tiles(32, 32, 4, 2), 256: _Tiles(16, 16, 4, 2)},
     (backward_queries, 4): {64: _Tiles(32, 16, 4, 3), 128: _Tiles(16, 32, 4, 2), 256: _Tiles(16, 16, 8, 2)},
@@ -56,6 +56,8 @@ def _tiles(kernel: Any, query: Tensor, options: Options) -> _Tiles:
     tiles = _TILES[kernel, size][max(64, _width(query))]
     if options.dropout_p > 0 and kernel is not forward:  # random words take registers
         tiles = tiles._replace(step=max(tiles.step // 2, 16))
+    if torch.version.hip is not None:  # AMD's GPUs have 64 KB of shared memory
+        tiles = tiles._replace(stages=min(tiles.stages, 2))
     return tiles
 
 
@@ -134,7 +136,7 @@ def _steps(head_mask: Tensor | None) -> tuple[int, ...]:
 
 
 def _state(options: Options) -> Tensor | None:
-    return options.rng_state if options.dropout_p > 0 else None
+    return options.rng_state.contiguous() if options.dropout_p > 0 and options.rng_state is not None else None
 
 
 def block_sparse_attention(

@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .._triton import launch, multiprocessors, precision
+from .._triton import MOST_WARPS, launch, multiprocessors, precision
 from .._triton_language import add_up
 from . import triton_kernels as kernels
 from .triton_plans import Plan, plan, power, split_tokens, split_width
@@ -193,7 +193,7 @@ def _tile(D: int) -> dict[str, int]:
     """Whole rows of a program, 4096 elements where they are narrower, and its warps: 16 elements to a thread."""
     block = power(D)
     rows = min(max(4096 // block, 1), 32)
-    return {"ROWS": rows, "BLOCK": block, "num_warps": min(max(rows * block // 512, 1), 32)}
+    return {"ROWS": rows, "BLOCK": block, "num_warps": min(max(rows * block // 512, 1), MOST_WARPS)}
 
 
 def fourier_mixing(x: Tensor, norm: str) -> Tensor:

@@ -19,7 +19,8 @@ from .._triton_language import product, rounded
 @triton.jit
 def _to_tf32(x):
     """Tensor cores cut off what TF32 does not keep; rounded first, the error is half of that and has no sign."""
-    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -8192).to(tl.float32, bitcast=True)
+    near = ((x.to(tl.int32, bitcast=True) + 0x1000) & -8192).to(tl.float32, bitcast=True)
+    return tl.where(x == x, near, x)  # a GPU's NaN, 0x7FFFFFFF, would wrap round to -0
 
 
 @triton.jit

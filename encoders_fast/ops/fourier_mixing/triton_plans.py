@@ -42,14 +42,15 @@ def plan(N1: int, N2: int, device: torch.device, tf32: bool) -> Plan:
 
     At most 1 MiB: 4 N1**2 + 8 N2**2 + 4 N1 N2 bytes, the first term no longer than LONGEST_STORED allows.
     """
-    half = torch.arange(N1 // 2 + 1)
-    first, second = torch.arange(N1), torch.arange(N2)
+    half, first, second = (torch.arange(length, device="cpu") for length in (N1 // 2 + 1, N1, N2))
     stored = N1 <= LONGEST_STORED
     real = _waves(half[:, None] * first if stored else first, N1)
     parts = (real, _waves(second[:, None] * half, N1 * N2), _waves(second[:, None] * second, N2))
-    real, twiddle, complex_ = (part.to(device, torch.float32) for part in parts)
+    real, twiddle, complex_ = (part.float() for part in parts)
     if tf32:
         real, complex_ = _to_tf32(real), _to_tf32(complex_)
+    # Copies from the host are waited for: every stream finds a whole plan.
+    real, twiddle, complex_ = (part.to(device) for part in (real, twiddle, complex_))
     return Plan(N1, N2, real, stored, twiddle, complex_)
 
 

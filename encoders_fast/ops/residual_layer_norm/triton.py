@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..._dropout import scale
-from .._triton import launch, multiprocessors
+from .._triton import MOST_WARPS, launch, multiprocessors
 from .._triton_language import add_up, kept, kept_in_fours, rounded
 
 
@@ -97,7 +97,7 @@ def _tile(D: int, elements: int) -> dict[str, int]:
     """Rows and columns of a program, 4096 elements where rows are narrower, and its warps: `elements` to a thread."""
     block = max(triton.next_power_of_2(D), 16)
     rows = min(max(4096 // block, 1), 32)
-    return {"ROWS": rows, "BLOCK": block, "num_warps": min(max(rows * block // (32 * elements), 1), 32)}
+    return {"ROWS": rows, "BLOCK": block, "num_warps": min(max(rows * block // (32 * elements), 1), MOST_WARPS)}
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -114,11 +114,12 @@ def residual_layer_norm(
     mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
     x_rows, residual_rows = _rows(x), _rows(residual)
     tile, drops = _tile(D, 32), dropout_p > 0
+    state = rng_state.contiguous() if drops and rng_state is not None else x
     launch(
         x.device,
         _forward,
         [triton.cdiv(len(x_rows), tile["ROWS"])],
-        *(x_rows, residual_rows, weight.contiguous(), bias.contiguous(), rng_state if drops else x, y, s, mean, rstd),
+        *(x_rows, residual_rows, weight.contiguous(), bias.contiguous(), state, y, s, mean, rstd),
         *(len(x_rows), D, x_rows.stride(0), residual_rows.stride(0), eps),
         *(round(dropout_p * 2**32), scale(dropout_p)),
         DROPS=drops,
@@ -140,6 +141,7 @@ def residual_layer_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     D = s.shape[-1]
     drops = dropout_p > 0
+    state = rng_state.contiguous() if drops and rng_state is not None else s
     dresidual = s.new_empty(s.shape)
     dx = s.new_empty(s.shape if drops else 0)
     dweight, dbias = weight.new_empty(D), weight.new_empty(D)
@@ -151,7 +153,7 @@ def residual_layer_norm_backward(
         s.device,
         _backward,
         [programs],
-        *(dy_rows, ds_rows, s.contiguous(), weight.contiguous(), mean, rstd, rng_state if drops else s),
+        *(dy_rows, ds_rows, s.contiguous(), weight.contiguous(), mean.contiguous(), rstd.contiguous(), state),
         *(dx, dresidual, sums, rows, D, dy_rows.stride(0), ds_rows.stride(0)),
         *(round(dropout_p * 2**32), scale(dropout_p)),
         DROPS=drops,
