@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench import clock
 from bench.contender import Case, Contender, Expected, Target
 from bench.models.families import (
     ACCELERATED,
@@ -59,7 +60,10 @@ CASES: dict[tuple[str, int, int], dict[str, tuple[Target, ...]]] = {
         "bfloat16": (Target(f"{STOCK} bfloat16", 1.12), Target(f"{OPENVINO} bfloat16", 1.0)),
     },
     ("XLM-RoBERTa-XL, 2 of 36 layers", 1, 128): {},
+    ("FNet-base", 32, 512): {},
+    ("MobileBERT", 32, 128): {},
 }
+ON_GPUS = [("FNet-base", 32, 512), ("MobileBERT", 32, 128)]
 PAUSE = 0.005
 BERT = "BERT-base"
 AGAINST_BERT = (
@@ -119,6 +123,7 @@ def contenders(
 
 @pytest.mark.parametrize(("title", "batch", "length"), CASES)
 def bench_forward(compare: Callable[[Case], None], title: str, batch: int, length: int) -> None:
+    clock.only_on_gpus((title, batch, length) in ON_GPUS)
     fast, stock = FAMILIES[title].pair("Model")
     ids = token_ids(stock.config, batch, length)
     compiles = (title, batch, length) == next(case for case in CASES if case[0] == title)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.contender import Case, Contender, Target
+from bench.peers import compiled_on_gpus
 from bench.verify import expect
 from encoders_fast import _dispatch, use_backend
 from encoders_fast.ops import fourier_mixing, fourier_mixing_layer_norm
@@ -87,6 +88,9 @@ def side_by_side(
             return job(ours, *inputs)
 
     found = [Contender(baseline, partial(job, expression, *inputs), **common)]
+    compiled = compiled_on_gpus(expression)
+    call = partial(job, compiled.call, *inputs)
+    found.append(Contender(f"torch.compile {dtype}", call, baseline, absent=compiled.absent, **common))
     refusals = _dispatch.explain(op, *inputs).refusals
     for row in _dispatch.tables()[op]:
         # The reference is the same torch.fft expression; one dtype shows what dispatch adds to it.
