@@ -15,8 +15,8 @@ groups, with a little over twice as many rows.
 
 The Triton backend has half a spectrum of all samples in float32, twice where T is too long, or the batch too small, for
 the transform over the tokens in one kernel; the backward pass, and the LayerNorm of rows that are wide and not a
-multiple of 16, the sum in float32 too. Matrices, at most 1.25 MiB for each length that occurs, are kept. They are copied
-to the device at a length's first call, which a CUDA graph cannot capture: call the op once before.
+multiple of 16, the sum in float32 too. Matrices, at most 1.25 MiB for each length that occurs, are kept. They are
+copied to the device at a length's first call, which a CUDA graph cannot capture: call the op once before.
 
 Source: FNet: Mixing Tokens with Fourier Transforms (Lee-Thorp et al., 2021), equation 3 and figure 1.
 """
