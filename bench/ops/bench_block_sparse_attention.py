@@ -117,6 +117,46 @@ def bench_training(compare: Callable[[Case], None], shape: tuple[int, ...]) -> N
     compare(Case(f"{OP} forward and backward", str(shape), tuple(found), "cpu float32", grad=True))
 
 
+# (B, H, Tq, Tk, K): what models' dense attention runs on this op for, and one step of a decoder, for which it does not.
+DENSE = [
+    (1, 12, 128, 128, 64),
+    (8, 12, 128, 128, 64),
+    (1, 12, 512, 512, 64),
+    (1, 4, 128, 128, 32),
+    (32, 12, 1, 512, 64),
+]
+
+
+@pytest.mark.parametrize("job", [forward, forward_and_backward], ids=["forward", "both"])
+@pytest.mark.parametrize("shape", DENSE, ids=str)
+def bench_every_block(
+    compare: Callable[[Case], None], shape: tuple[int, ...], job: Callable[..., tuple[Tensor, ...]]
+) -> None:
+    """Every block listed, against torch's operator for the same attention."""
+    B, H, Tq, Tk, K = shape
+    pattern, grad = BlockSparsePattern.full(Tq, Tk), job is forward_and_backward
+    found: list[Contender] = []
+
+    def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return block_sparse_attention(query, key, value, pattern)
+
+    for dtype, floor in FLOOR.items():
+        inputs = tuple(torch.randn(B, H, tokens, K).to(DTYPES[dtype]).requires_grad_(grad) for tokens in (Tq, Tk, Tk))
+        exact = job(dense, *(x.detach().double().requires_grad_(grad) for x in inputs))
+        pairs = zip(job(dense, *inputs), exact, strict=True)
+        expected = tuple(expect(rounded, right, floor) for rounded, right in pairs)
+        work = (7 if grad else 2) * 2.0 * B * H * Tq * Tk * K
+        baseline = f"dense {dtype}"
+        absent = _dispatch.explain(OP, *inputs, pattern).refusals.get("cpu")
+        found.append(Contender(baseline, partial(job, dense, *inputs), flops=work, outputs=tuple, expected=expected))
+        call = partial(job, ours, *inputs)
+        found.append(
+            Contender(f"cpu {dtype}", call, baseline, flops=work, outputs=tuple, expected=expected, absent=absent)
+        )
+    title = f"{OP} of every block, {'forward and backward' if grad else 'forward'}"
+    compare(Case(title, str(shape), tuple(found), "cpu float32", grad=grad))
+
+
 def bench_long_forward(compare: Callable[[Case], None]) -> None:
     """Where dense attention takes seconds: work and memory grow with the tokens. Half types are checked against what
     `reference`, which rounds once, gives in them; operands of products are rounded too, as dense attention's are."""

@@ -14,9 +14,8 @@ from . import big_bird
 
 _KEPT = 1024
 SLICE = 16
-"""Entries of a list's slices, at the least: with blocks of 64 some 10 us of a GPU's multiprocessor, and sums that are
-stored and added up then cost an eighth of what the entries are read for. BigBird's lists have 8, the global ones one
-for every block."""
+"""Entries of a list's slices, at the least: by count, sums that are stored and added up then move an eighth of the
+bytes that the entries do. BigBird's lists have 8, the global ones one for every block."""
 
 
 class Lists(NamedTuple):

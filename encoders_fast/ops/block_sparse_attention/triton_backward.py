@@ -17,7 +17,18 @@ import triton
 import triton.language as tl
 
 from .._triton_language import product, rounded
-from .triton_tiles import assignment, entries, keep_of_listed_keys, keep_of_own_keys, key_bonus, listed, own, rows
+from .triton_tiles import (
+    assignment,
+    entries,
+    keep_of_listed_keys,
+    keep_of_own_keys,
+    key_bonus,
+    listed,
+    own,
+    rows,
+    sample_and_head,
+    slot_of,
+)
 
 LOG_2_E = tl.constexpr(1.4426950408889634)
 
@@ -76,7 +87,7 @@ def backward_queries(
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     row, first, last, parts, item, copy, piece = assignment(slices, items, PIECES)
-    b, h = (copy // share).to(tl.int64), (row // query_blocks + copy % share).to(tl.int64)
+    b, h = sample_and_head(row, copy, share, query_blocks)
     token, there = own(row % query_blocks, piece, Tq, BLOCK, TILE)
     q = rows(query + b * query_b + h * query_h, token, there, query_t, K, WIDTH, RAGGED)
     gradient = rows(dy + b * dy_b + h * dy_h, token, there, dy_t, K, WIDTH, RAGGED)
@@ -130,7 +141,7 @@ def backward_queries(
             K, WIDTH, EXACT,
         )  # fmt: skip
     else:
-        slot = ((copy * slots + item) * PIECES + piece).to(tl.int64)
+        slot = slot_of(copy, item, piece, slots, PIECES)
         inside, width = tl.arange(0, TILE), tl.arange(0, WIDTH)
         place = part_sums + slot * (1 + EXACT) * TILE * WIDTH + inside[:, None] * WIDTH + width[None, :]
         tl.store(place, sums)
@@ -151,10 +162,10 @@ def combine_queries(
     """The results of lists in several slices, by the programs of the first ones."""
     row, _, _, parts, item, copy, piece = assignment(slices, slots, PIECES)
     if parts > 1:
-        b, h = (copy // share).to(tl.int64), (row // query_blocks + copy % share).to(tl.int64)
+        b, h = sample_and_head(row, copy, share, query_blocks)
         token, there = own(row % query_blocks, piece, Tq, BLOCK, TILE)
         inside, width = tl.arange(0, TILE), tl.arange(0, WIDTH)
-        slot = ((copy * slots + item) * PIECES + piece).to(tl.int64)
+        slot = slot_of(copy, item, piece, slots, PIECES)
         total = tl.zeros((TILE,), tl.float32)
         rest = tl.zeros((TILE,), tl.float32)
         sums = tl.zeros((TILE, WIDTH), tl.float32)
@@ -187,7 +198,7 @@ def backward_keys(
 ):  # fmt: skip
     """Scores are transposed, [keys, queries]: so they are the left factors of both sums as they come."""
     column, first, last, parts, item, copy, piece = assignment(slices, items, PIECES)
-    b, h = (copy // share).to(tl.int64), (column // key_blocks + copy % share).to(tl.int64)
+    b, h = sample_and_head(column, copy, share, key_blocks)
     token, there = own(column % key_blocks, piece, Tk, BLOCK, TILE)
     first_key = (column % key_blocks).to(tl.int64) * BLOCK + piece * TILE
     k = rows(key + b * key_b + h * key_h, token, there, key_t, K, WIDTH, RAGGED)
@@ -238,7 +249,7 @@ def backward_keys(
         _store(dkey, dk * scale, b, h, token, there, Tk, H, K, WIDTH)
         _store(dvalue, dv * factor, b, h, token, there, Tk, H, K, WIDTH)
     else:
-        slot = ((copy * slots + item) * PIECES + piece).to(tl.int64)
+        slot = slot_of(copy, item, piece, slots, PIECES)
         inside, width = tl.arange(0, TILE), tl.arange(0, WIDTH)
         at = part_sums + slot * 2 * TILE * WIDTH + inside[:, None] * WIDTH + width[None, :]
         tl.store(at, dk * scale)
@@ -252,10 +263,10 @@ def combine_keys(
 ):  # fmt: skip
     column, _, _, parts, item, copy, piece = assignment(slices, slots, PIECES)
     if parts > 1:
-        b, h = (copy // share).to(tl.int64), (column // key_blocks + copy % share).to(tl.int64)
+        b, h = sample_and_head(column, copy, share, key_blocks)
         token, there = own(column % key_blocks, piece, Tk, BLOCK, TILE)
         inside, width = tl.arange(0, TILE), tl.arange(0, WIDTH)
-        slot = ((copy * slots + item) * PIECES + piece).to(tl.int64)
+        slot = slot_of(copy, item, piece, slots, PIECES)
         dk = tl.zeros((TILE, WIDTH), tl.float32)
         dv = tl.zeros((TILE, WIDTH), tl.float32)
         for part in range(0, parts):

@@ -10,7 +10,17 @@ import triton
 import triton.language as tl
 
 from .._triton_language import product, rounded
-from .triton_tiles import assignment, entries, keep_of_listed_keys, key_bonus, listed, own, rows
+from .triton_tiles import (
+    assignment,
+    entries,
+    keep_of_listed_keys,
+    key_bonus,
+    listed,
+    own,
+    rows,
+    sample_and_head,
+    slot_of,
+)
 
 LOG_2 = tl.constexpr(0.6931471805599453)
 
@@ -47,7 +57,7 @@ def forward(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     row, first, last, parts, item, copy, piece = assignment(slices, items, PIECES)
-    b, h = (copy // share).to(tl.int64), (row // query_blocks + copy % share).to(tl.int64)
+    b, h = sample_and_head(row, copy, share, query_blocks)
     token, there = own(row % query_blocks, piece, Tq, BLOCK, TILE)
     q = rows(query + b * query_b + h * query_h, token, there, query_t, K, WIDTH, RAGGED)
     key += b * key_b + h * key_h
@@ -92,7 +102,7 @@ def forward(
             kept_factor, K, WIDTH,
         )  # fmt: skip
     else:
-        slot = ((copy * slots + item) * PIECES + piece).to(tl.int64)
+        slot = slot_of(copy, item, piece, slots, PIECES)
         inside, width = tl.arange(0, TILE), tl.arange(0, WIDTH)
         tl.store(part_sums + slot * TILE * WIDTH + inside[:, None] * WIDTH + width[None, :], sums)
         tl.store(part_totals + slot * 2 * TILE + inside, total)
@@ -108,10 +118,10 @@ def combine(
     """The results of lists in several slices, by the programs of the first ones."""
     row, _, _, parts, item, copy, piece = assignment(slices, slots, PIECES)
     if parts > 1:
-        b, h = (copy // share).to(tl.int64), (row // query_blocks + copy % share).to(tl.int64)
+        b, h = sample_and_head(row, copy, share, query_blocks)
         token, there = own(row % query_blocks, piece, Tq, BLOCK, TILE)
         inside, width = tl.arange(0, TILE), tl.arange(0, WIDTH)
-        slot = ((copy * slots + item) * PIECES + piece).to(tl.int64)
+        slot = slot_of(copy, item, piece, slots, PIECES)
         largest = tl.full((TILE,), float("-inf"), tl.float32)
         for part in range(0, parts):
             at = part_totals + (slot + part * PIECES) * 2 * TILE + inside

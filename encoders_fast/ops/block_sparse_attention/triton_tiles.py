@@ -25,6 +25,18 @@ def assignment(slices, items, PIECES: tl.constexpr):
 
 
 @triton.jit
+def sample_and_head(of_list, copy, share, blocks):
+    """Of a copy of a list, where `share` heads have each list of `blocks` to a head; 64 bits, for offsets."""
+    return (copy // share).to(tl.int64), (of_list // blocks + copy % share).to(tl.int64)
+
+
+@triton.jit
+def slot_of(copy, item, piece, slots, PIECES: tl.constexpr):
+    """Where the sums of a slice's tile are stored."""
+    return ((copy * slots + item) * PIECES + piece).to(tl.int64)
+
+
+@triton.jit
 def own(block, piece, T, BLOCK: tl.constexpr, TILE: tl.constexpr):
     """The tokens of a piece of a block, and which of them exist."""
     inside = piece * TILE + tl.arange(0, TILE)

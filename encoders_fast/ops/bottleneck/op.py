@@ -34,7 +34,7 @@ from torch import Tensor
 from ... import _dispatch
 from ..._dispatch import Backend, Key
 from ..._dropout import check as check_dropout
-from ..._op import _eager, _transformed
+from ..._op import direct
 from .. import _triton
 from . import cpu, reference
 from .autograd import ffn_forward, ffn_op, ffn_statics, input_forward, input_op, input_statics
@@ -113,9 +113,7 @@ def _backend(activations: list[Tensor], parameters: Parameters) -> str | None:
 def _plainly(*activations: Tensor) -> bool:
     """Whether nothing but the kernel can see a call with such activations and a module's parameters: the ops find out
     the same, but ask every parameter."""
-    return (
-        not torch.compiler.is_compiling() and not torch.is_grad_enabled() and not _transformed() and _eager(activations)
-    )
+    return not torch.is_grad_enabled() and direct(*activations)
 
 
 def _check_input(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ... import _dispatch
 from ..._dispatch import Backend, Key
-from ..._op import _eager, _transformed
+from ..._op import direct
 from . import native, reference
 from .autograd import differentiable
 from .checks import check, fits
@@ -77,7 +77,7 @@ def _run(
     if len(weights) > 1 or not fits(x, weights[0], biases[0], activation, residual):
         check(x, weights, biases, activation, residual)
     tensors = tuple(t for t in (x, *weights, *biases, residual) if t is not None)
-    if torch.compiler.is_compiling() or not _direct(x, weights, tensors):
+    if not _only_the_kernel_sees(x, weights, tensors):
         return reference.packed_linear(x, weights, biases, activation, residual)
     N = sum(weight.shape[0] for weight in weights)
     row = _dispatch.choose(_NAME, _dispatch.forced(), x.device, (x.dtype,), (x.shape[-1], N))
@@ -88,12 +88,11 @@ def _run(
     return differentiable(row, x, weights, biases, activation, residual)
 
 
-def _direct(x: Tensor, weights: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> bool:
+def _only_the_kernel_sees(x: Tensor, weights: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> bool:
     """Whether nothing but the kernel can see this call, and a change of the weights would be seen."""
     return (
-        x.numel() > 0
-        and _eager(tensors)
-        and not _transformed()
+        direct(*tensors)
+        and x.numel() > 0
         and not torch.is_autocast_enabled(x.device.type)
         and not any(weight.is_inference() for weight in weights)
     )
