@@ -1,8 +1,8 @@
 // A number made of 64 elements of each weight [N, K], spread over it: where it is another, the weight has changed.
 //
 // They lie in four rows, sixteen along each, so that no quarter of the rows and no eighth of the columns changes unseen.
-// Weights that are packed are in no cache, and a page of memory has to be found first: 64 places anywhere in each of MobileBERT's 360
-// weights take 1.9 ms (one Zen 4, virtual).
+// Weights that are packed are in no cache, and a page of memory has to be found first: 64 places anywhere in a weight would be as
+// many pages.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -61,7 +61,7 @@ int64_t sample(const std::vector<torch::stable::Tensor>& weights) {
       hashes[i] = Sampled(weights[i]).hash();
     }
   };
-  constexpr int64_t worth_waking = 32;  // weights, of 0.3 us and more
+  constexpr int64_t worth_waking = 32;  // weights: fewer are done before other threads have woken up
   if (count < worth_waking) sample_of(0, count);
   else torch::stable::parallel_for(0, count, worth_waking / 2, sample_of);
   uint64_t hash = 14695981039346656037u;

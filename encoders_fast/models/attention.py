@@ -164,8 +164,8 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
 
 
 # Multiplications of all queries with all keys from which on block_sparse_attention's native kernel is no slower than
-# torch's operator: below, the call takes longer than the work. The bench of every block has the figures; it begins with
-# twice as many.
+# torch's operator: below, the call takes longer than the work. The bench of every block has the figures; its smallest
+# shape has just as many.
 _WORTH_BLOCKS = 1 << 21
 
 
